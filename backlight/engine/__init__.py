@@ -1,0 +1,54 @@
+"""The engine: five slots (target, rules, path, site, readout) and `attribute`, which composes them."""
+
+from backlight.engine.attribution import Attribution, attribute
+from backlight.engine.coverage import Coverage, CoverageRow
+from backlight.engine.evaluation import Cost
+from backlight.engine.paths import Ascent, Line, Noise, Point, WeightNoise
+from backlight.engine.readouts import READOUTS
+from backlight.engine.rules import GRADIENT, Call, Rule, RuleSet, running
+from backlight.engine.sites import Site, captured, edited, patched
+from backlight.engine.targets import (
+    Contrast,
+    Entropy,
+    Function,
+    Logit,
+    LogProbability,
+    Probability,
+    Target,
+    TopK,
+    Unit,
+    as_target,
+)
+
+__all__ = [
+    "GRADIENT",
+    "READOUTS",
+    "Ascent",
+    "Attribution",
+    "Call",
+    "Contrast",
+    "Cost",
+    "Coverage",
+    "CoverageRow",
+    "Entropy",
+    "Function",
+    "Line",
+    "LogProbability",
+    "Logit",
+    "Noise",
+    "Point",
+    "Probability",
+    "Rule",
+    "RuleSet",
+    "Site",
+    "Target",
+    "TopK",
+    "Unit",
+    "WeightNoise",
+    "as_target",
+    "attribute",
+    "captured",
+    "edited",
+    "patched",
+    "running",
+]

@@ -1,0 +1,379 @@
+"""Rules as data, and the run that applies them.
+
+A *rule* answers one operation: it is called with the intercepted `Call` and returns the operation's own forward value,
+bit for bit, with another vector-Jacobian product. A `RuleSet` maps operations to rules. `running(model, rules)` is the
+context in which a forward pass is recorded under them: a torch function mode, so the model is never written to.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from backlight.engine.adjoint import VectorJacobianProduct, replace_adjoint
+from backlight.engine.coverage import Coverage
+from backlight.engine.operations import AFFINE, PRODUCTS, STRUCTURAL, is_metadata, operation_name, out_of_place
+from backlight.errors import ModelError, UncoveredOperationError, UnknownNameError
+
+
+class Rule(Protocol):
+    """Answers a call with the operation's own value and another vector-Jacobian product."""
+
+    def __call__(self, call: Call) -> Any: ...
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """Which rule answers for which operation.
+
+    `rules`: by operation name. `modules`: by the name of a module class, for gates that are written by hand inside a
+    module. `layers`: another rule set for layers whose dotted name matches a pattern (`layer4`, `*.mlp.*`), the last
+    match wins. `lenient`: whatever has no rule is left to autograd knowingly (the rule set of the plain gradient).
+    """
+
+    name: str
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    modules: Mapping[str, Rule] = field(default_factory=dict)
+    layers: Mapping[str, RuleSet] = field(default_factory=dict)
+    lenient: bool = False
+
+    def override(self, layers: Mapping[str, RuleSet]) -> RuleSet:
+        """The same rule set, with other rules in the layers whose names match the patterns."""
+        return replace(self, layers={**self.layers, **layers})
+
+    def at(self, layer: str) -> RuleSet:
+        """The rule set in force in a layer."""
+        chosen = self
+        for pattern, rules in self.layers.items():
+            if matches(pattern, layer):
+                chosen = rules
+        return chosen
+
+
+GRADIENT = RuleSet("gradient", lenient=True)
+
+
+def matches(pattern: str, layer: str) -> bool:
+    """Whether a layer, or a module that it is part of, has a name that matches the pattern."""
+    parts = layer.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
+
+
+@dataclass
+class Mark:
+    """What a tensor is, beside its numbers: the weights of a gate, or the mean of another tensor."""
+
+    kind: str
+    source: Tensor | None = None
+
+
+@dataclass
+class Call:
+    """One call of a torch function inside the model, out of place, parameters frozen."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    operation: str
+    layer: str
+    run: Run
+
+    @property
+    def input(self) -> Tensor:
+        """The first argument."""
+        return self.args[0] if self.args else self.kwargs["input"]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or by name."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def original(self) -> Any:
+        """The call as the model made it, with autograd's own vector-Jacobian product."""
+        return self.function(*self.args, **self.kwargs)
+
+    def on(self, z: Tensor) -> Any:
+        """The call with another first argument."""
+        if self.args:
+            return self.function(z, *self.args[1:], **self.kwargs)
+        return self.function(**{**self.kwargs, "input": z})
+
+    def adjoint(self, vjp: VectorJacobianProduct, keep_output: bool = False) -> Any:
+        """The call's value, with `vjp(z, y, cotangent)` as its vector-Jacobian product in the first argument z."""
+        return replace_adjoint(self.input, self.on, vjp, keep_output)
+
+    def signals(self) -> list[Tensor]:
+        """The factors of a product that the explanation is differentiated through; for other operations, at most one."""
+        operation = self.operation
+        if operation in ("linear", "conv", "conv_transpose") or operation in PRODUCTS:
+            factors = {"einsum": self.args[1:], "addmm": self.args[1:3]}.get(operation, self.args[:2])
+            if len(factors) == 1 and isinstance(factors[0], (tuple, list)):  # einsum(equation, [a, b])
+                factors = tuple(factors[0])
+            factors = (*factors, *(self.kwargs[key] for key in ("other", "weight") if key in self.kwargs))
+            return [value for value in factors if needs_gradient(value)]
+        return []
+
+
+class Run(TorchFunctionMode):
+    """One or more forward passes under a rule set: intercepts torch functions and keeps the coverage table.
+
+    Parameters are replaced by detached aliases (or by what `parameters` maps them to), so that nothing is kept for
+    gradients nobody asked for. `one`: the augmented coordinate of appendix D of the Semantic Pullbacks paper; where it
+    is given, every additive constant is multiplied by it, and its gradient is the share of the biases.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rules: RuleSet,
+        strict: bool = True,
+        parameters: Mapping[nn.Parameter, Tensor] | None = None,
+        one: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.rules, self.strict, self.one = rules, strict, one
+        self.coverage = Coverage()
+        self.marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self._layers: list[tuple[nn.Module, Any]] = []
+        self._sets: dict[str, RuleSet] = {}
+        self._frozen: dict[int, Tensor] = {id(key): value for key, value in (parameters or {}).items()}
+        self._thread = threading.get_ident()
+        self._successors: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> what an in-place call made of it
+        self._viewed: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._kept: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensors whose present value a rule will need
+        _check_layers(model, rules)
+
+    @property
+    def layer(self) -> str:
+        """The dotted name of the module that is running."""
+        return self._names.get(id(self._layers[-1][0]), "") if self._layers else ""
+
+    def keep(self, tensor: Tensor) -> None:
+        """See to it that later in-place calls leave this tensor as it is."""
+        self._kept[tensor] = True
+
+    def bias(self, y: Tensor, constant: Callable[[], Any]) -> Tensor:
+        """y, with `constant()` counted as its share that does not come from the input (appendix D)."""
+        return y if self.one is None else y + constant() * (self.one - self.one.detach())
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = self._present(args), {key: self._present(value) for key, value in (kwargs or {}).items()}
+        if not torch.is_grad_enabled() or is_metadata(function) or not _any_needs_gradient(args, kwargs):
+            return function(*args, **kwargs)
+        operation = operation_name(function)
+        rules = self._rules_here()
+        rule = rules.rules.get(operation)
+        if self.one is not None:
+            args, kwargs = self._augment(operation, args, kwargs)
+        target, pure = _in_place(function, args, kwargs)
+        if target is not None and (rule is not None or target in self._kept):
+            if "inplace" in kwargs:
+                kwargs = {**kwargs, "inplace": False}
+            return self._written(target, Call(pure, args, kwargs, operation, self.layer, self), rules, rule)
+        if target is not None:
+            self.marks.pop(target, None)
+        return self._answer(Call(function, args, kwargs, operation, self.layer, self), rules, rule)
+
+    def _answer(self, call: Call, rules: RuleSet, rule: Rule | None) -> Any:
+        if rule is not None:
+            if isinstance(call.input, Tensor):
+                self.keep(call.input)
+            result = rule(call)
+            answer = getattr(rule, "label", type(rule).__name__)
+        else:
+            answer = self._autograd_answer(call, rules)
+            result = call.original()
+        if _any_needs_gradient((result,), {}):
+            self.coverage.add(call.operation, answer, call.layer)
+            if rule is None:
+                self._pass_marks(call, result)
+        self._note_views(result)
+        return result
+
+    def _autograd_answer(self, call: Call, rules: RuleSet) -> str:
+        if call.operation in AFFINE | STRUCTURAL | PRODUCTS and len(call.signals()) < 2:
+            return "exact"
+        if rules.lenient:
+            return "gradient"
+        if self.strict:
+            raise UncoveredOperationError(
+                f"{rules.name!r} has no rule for the operation {call.operation!r} in layer {call.layer or '(root)'!r}; "
+                "strict=False lets the plain gradient through, an override for the layer answers for it"
+            )
+        return "gradient (no rule)"
+
+    def _written(self, target: Tensor, call: Call, rules: RuleSet, rule: Rule | None) -> Any:
+        """An in-place call made out of place: later uses of the target see the result, its old value stays for us."""
+        if target._is_view() or target in self._viewed:  # other tensors see this memory: write to it
+            result = self._answer(replace(call, args=(target.clone(), *call.args[1:])), rules, rule)
+            return target.copy_(result)
+        result = self._answer(call, rules, rule)
+        self._successors[target] = result
+        return result
+
+    def _rules_here(self) -> RuleSet:
+        layer = self.layer
+        if layer not in self._sets:
+            self._sets[layer] = self.rules.at(layer)
+        return self._sets[layer]
+
+    def _present(self, value: Any) -> Any:
+        """What an argument stands for now: successors of tensors written in place, frozen parameters."""
+        if isinstance(value, Tensor):
+            if isinstance(value, nn.Parameter):
+                if not value.requires_grad and id(value) not in self._frozen:
+                    return value
+                if id(value) not in self._frozen:
+                    self._frozen[id(value)] = value.detach()
+                return self._frozen[id(value)]
+            while self._successors and value in self._successors:
+                value = self._successors[value]
+            return value
+        if type(value) in (tuple, list):
+            return type(value)(self._present(item) for item in value)
+        return value
+
+    def _augment(self, operation: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Additive constants times the augmented coordinate, which is 1: values stay, their share gets a gradient."""
+
+        def times_one(value: Any) -> Any:
+            constant = isinstance(value, (Tensor, float, int)) and not isinstance(value, bool)
+            return value if not constant or _any_needs_gradient((value,), {}) else value * self.one
+
+        if operation in ("linear", "conv", "conv_transpose"):
+            args = (*args[:2], *(times_one(value) for value in args[2:3]), *args[3:])
+            kwargs = {key: times_one(value) if key == "bias" else value for key, value in kwargs.items()}
+        elif operation in ("add", "sub", "addmm"):
+            end = 1 if operation == "addmm" else 2
+            args = (*(times_one(value) for value in args[:end]), *args[end:])
+            kwargs = {key: times_one(value) if key == "other" else value for key, value in kwargs.items()}
+        elif operation in ("cat", "stack") and args:
+            args = (type(args[0])(times_one(value) for value in args[0]), *args[1:])
+        return args, kwargs
+
+    def _pass_marks(self, call: Call, result: Any) -> None:
+        """What is moved stays what it is; attention weights stay weights when heads are mixed."""
+        source = next((value for value in call.args if needs_gradient(value)), None)
+        if source is None or not isinstance(result, Tensor) or source not in self.marks:
+            return
+        mark = self.marks[source]
+        mixes = mark.kind == "weights" and call.operation in ("linear", "conv")
+        if result is not source and (call.operation in STRUCTURAL or mixes):
+            self.marks[result] = mark
+
+    def _note_views(self, result: Any) -> None:
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, Tensor) and value._is_view() and value._base is not None:
+                self._viewed[value._base] = True
+
+    def enter_module(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Global forward pre-hook: notes the running module; a module with a rule of its own runs undifferentiated."""
+        if threading.get_ident() != self._thread:
+            return None
+        self._layers.append((module, None))
+        rule = self._rules_here().modules.get(type(module).__name__)
+        if rule is None or not args or not needs_gradient(args[0]):
+            return None
+        self._layers[-1] = (module, (rule, args))
+        return (args[0].detach(), *args[1:])
+
+    def leave_module(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Global forward hook: attaches the module rule's vector-Jacobian product to the value that was computed."""
+        if threading.get_ident() != self._thread:
+            return None
+        while self._layers:
+            entered, pending = self._layers.pop()
+            if entered is module:
+                break
+        else:
+            return None
+        if pending is None or output is None:
+            return None
+        rule, original_args = pending
+        layer = self._names.get(id(module), "")
+        call = Call(lambda z, *rest: output, original_args, {}, type(module).__name__, layer, self)
+        return self._answer(call, self._rules_here(), rule)
+
+
+@contextmanager
+def running(model: nn.Module, rules: RuleSet = GRADIENT, **settings: Any) -> Iterator[Run]:
+    """Record forward passes of `model` under `rules`; settings are those of `Run`.
+
+    The backward pass may be taken outside. Nothing is left behind, also after an exception.
+
+    Raises:
+        ModelError: a scripted, compiled or data-parallel part, which a function mode cannot see into.
+        UncoveredOperationError: in a strict run, an operation without a rule.
+    """
+    _check_transparent(model)
+    run = Run(model, rules, **settings)
+    hooks = [
+        register_module_forward_pre_hook(run.enter_module),
+        register_module_forward_hook(run.leave_module, always_call=True),
+    ]
+    try:
+        with run:
+            yield run
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_transparent(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        compiled = type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+        opaque = (
+            "scripted"
+            if isinstance(module, torch.jit.ScriptModule)
+            else "compiled"
+            if compiled
+            else "data-parallel"
+            if isinstance(module, nn.DataParallel)
+            else None
+        )
+        if opaque:
+            raise ModelError(f"layer {name or '(root)'!r} is {opaque}: rules cannot see into it; pass the plain module")
+
+
+def _check_layers(model: nn.Module, rules: RuleSet) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    for pattern in rules.layers:
+        if not any(matches(pattern, name) for name in names):
+            raise UnknownNameError("layer", pattern, names)
+
+
+def needs_gradient(value: Any) -> bool:
+    """Whether something is a tensor that the explanation is differentiated through."""
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _any_needs_gradient(args: Any, kwargs: Mapping[str, Any]) -> bool:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            if value.requires_grad:
+                return True
+        elif type(value) in (tuple, list) and _any_needs_gradient(value, {}):
+            return True
+    return False
+
+
+def _in_place(function: Any, args: Any, kwargs: Any) -> tuple[Tensor | None, Any]:
+    """The tensor that a call writes to and the function that computes what it writes; (None, _) if it writes none."""
+    if not args or not isinstance(args[0], Tensor):
+        return None, function
+    if kwargs.get("inplace") is True:
+        return args[0], function
+    pure = out_of_place(function)
+    return (args[0], pure) if pure is not None else (None, function)

@@ -1,0 +1,305 @@
+"""Targets: which scalar of a model's output is explained.
+
+A target maps a model's outputs to one score a sample, `[N]`. `as_target` takes what Captum takes (an index, a list, a
+tensor, a tuple for outputs of higher rank), any `Target`, and any callable `outputs -> [N]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backlight.errors import TargetError
+from backlight.shapes import Float
+
+_OUTPUT_KEYS = ("logits", "out", "output", "pred", "prediction", "last_hidden_state")
+
+
+def output_tensor(outputs: Any) -> Tensor:
+    """The tensor of a model's outputs that targets read: the outputs, their logits, or their first entry.
+
+    Raises:
+        TargetError: no tensor is found.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping) or hasattr(outputs, "logits"):
+        get = outputs.get if isinstance(outputs, Mapping) else lambda key: getattr(outputs, key, None)
+        found = next((value for key in _OUTPUT_KEYS if isinstance(value := get(key), Tensor)), None)
+        tensors = [v for v in outputs.values() if isinstance(v, Tensor)] if isinstance(outputs, Mapping) else []
+        if found is None and len(tensors) == 1:
+            found = tensors[0]
+        if found is not None:
+            return found
+        raise TargetError(f"no logits among the outputs {list(outputs)}: give a callable target, outputs -> [N]")
+    if isinstance(outputs, Sequence) and outputs:
+        return output_tensor(outputs[0])
+    raise TargetError(f"a model output of type {type(outputs).__name__} has no tensor: give a callable target")
+
+
+class Target:
+    """One score a sample. Subclasses say how it is read from `[N, K]` outputs.
+
+    `per_sample`: the names of fields that may hold one entry a sample, as a `[N]` tensor.
+    `sites`: names of hidden sites that the target reads; they reach `score` as `hidden`.
+    """
+
+    per_sample: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
+
+    def __call__(self, outputs: Any, hidden: Mapping[str, Tensor] | None = None) -> Float[Tensor, "N"]:
+        scores = self.score(outputs, hidden or {})
+        if scores.ndim != 1:
+            raise TargetError(f"a target gives one score a sample, [N]; got shape {list(scores.shape)}")
+        return scores
+
+    def score(self, outputs: Any, hidden: Mapping[str, Tensor]) -> Tensor:
+        """The scores `[N]`."""
+        raise NotImplementedError
+
+    def rows(self, rows: Tensor) -> Target:
+        """The target of a batch that is made of these samples of the present one, in this order."""
+
+        def taken(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(taken(entry) for entry in value)
+            return value[rows.to(value.device)] if isinstance(value, Tensor) and value.numel() > 1 else value
+
+        fields = {name: taken(getattr(self, name)) for name in self.per_sample}
+        return replace(self, **fields) if fields else self  # type: ignore[type-var]
+
+    def fixed(self, outputs: Any) -> Target:
+        """The same target with every choice that depends on the output (its top classes) made at these outputs."""
+        return self
+
+    @property
+    def chooses(self) -> bool:
+        """Whether `fixed` has a choice to make."""
+        return False
+
+
+def _per_sample(index: Any) -> Any:
+    """Indices as given (int) or as a `[N]` tensor."""
+    if isinstance(index, bool) or (isinstance(index, Tensor) and index.is_floating_point()):
+        raise TargetError(f"a class index is an integer, not {index!r}")
+    if isinstance(index, (int, Tensor)):
+        return index.reshape(-1) if isinstance(index, Tensor) else index
+    return torch.as_tensor(index)
+
+
+def pick(values: Float[Tensor, "N *K"], index: Any) -> Float[Tensor, "N *P"]:
+    """`values[i, index[i]]`, with one index for all or one a sample; a tuple holds the indices of further axes.
+
+    Raises:
+        TargetError: an index out of range, or a number of indices that is not the number of samples.
+    """
+    if values.ndim == 1:
+        values = values[:, None]
+    indices = index if isinstance(index, tuple) else (index,)
+    if len(indices) >= values.ndim:
+        raise TargetError(f"{len(indices)} indices a sample for values of shape {list(values.shape)}")
+    rows = torch.arange(len(values), device=values.device)
+    columns = []
+    for axis, entry in enumerate(indices, 1):
+        column = torch.as_tensor(entry, device=values.device)
+        if column.numel() not in (1, len(values)):
+            raise TargetError(f"{column.numel()} target indices for {len(values)} samples")
+        if column.numel() and not (-values.shape[axis] <= int(column.min()) <= int(column.max()) < values.shape[axis]):
+            raise TargetError(f"target {entry} is out of range: the output has {values.shape[axis]} entries")
+        columns.append(column.reshape(-1).expand(len(values)))
+    return values[(rows, *columns)]
+
+
+@dataclass(frozen=True)
+class Logit(Target):
+    """Entry `index` of the output, as the model gives it. None: the entry that is largest."""
+
+    index: Any = None
+    per_sample = ("index",)
+
+    def values(self, outputs: Any) -> Tensor:
+        """`[N, K]` numbers that the index picks from."""
+        return output_tensor(outputs)
+
+    def score(self, outputs: Any, hidden: Mapping[str, Tensor]) -> Tensor:
+        chosen = self.fixed(outputs) if self.chooses else self
+        return pick(self.values(outputs), chosen.index)  # type: ignore[attr-defined]
+
+    def fixed(self, outputs: Any) -> Target:
+        if not self.chooses:
+            return self
+        output = output_tensor(outputs)
+        if output.ndim == 1 or output.shape[1:] == (1,):
+            return replace(self, index=0)
+        if output.ndim != 2:
+            raise TargetError(f"outputs of shape {list(output.shape)} need a target: one index for each axis")
+        return replace(self, index=output.detach().argmax(1))
+
+    @property
+    def chooses(self) -> bool:
+        return self.index is None
+
+
+@dataclass(frozen=True)
+class Probability(Logit):
+    """Softmax probability of a class, in [0, 1]."""
+
+    def values(self, outputs: Any) -> Tensor:
+        return output_tensor(outputs).softmax(1)
+
+
+@dataclass(frozen=True)
+class LogProbability(Logit):
+    """Log-softmax of a class, at most 0."""
+
+    def values(self, outputs: Any) -> Tensor:
+        return output_tensor(outputs).log_softmax(1)
+
+
+@dataclass(frozen=True)
+class TopK(Target):
+    """Sum of the k largest logits; which they are is decided once, at the explained input."""
+
+    k: int = 5
+    index: Any = None
+    per_sample = ("index",)
+
+    def score(self, outputs: Any, hidden: Mapping[str, Tensor]) -> Tensor:
+        chosen: Any = self.fixed(outputs)
+        return output_tensor(outputs).gather(1, chosen.index).sum(1)
+
+    def fixed(self, outputs: Any) -> Target:
+        if self.index is not None:
+            return self
+        output = output_tensor(outputs)
+        if output.ndim != 2 or not 1 <= self.k <= output.shape[1]:
+            raise TargetError(f"the top {self.k} of outputs {list(output.shape)}: k must be in 1..K of [N, K]")
+        return replace(self, index=output.detach().topk(self.k, 1).indices)
+
+    @property
+    def chooses(self) -> bool:
+        return self.index is None
+
+
+@dataclass(frozen=True)
+class Contrast(Target):
+    """Logit of class `a` minus logit of class `b`. Where they are not given: the two largest at the explained input."""
+
+    a: Any = None
+    b: Any = None
+    per_sample = ("a", "b")
+
+    def score(self, outputs: Any, hidden: Mapping[str, Tensor]) -> Tensor:
+        chosen: Any = self.fixed(outputs)
+        output = output_tensor(outputs)
+        return pick(output, chosen.a) - pick(output, chosen.b)
+
+    def fixed(self, outputs: Any) -> Target:
+        if not self.chooses:
+            return self
+        output = output_tensor(outputs).detach()
+        if output.ndim != 2 or output.shape[1] < 2:
+            raise TargetError(f"a contrast needs two classes, the output is {list(output.shape)}")
+        best = output.topk(2, 1).indices
+        a = best[:, 0] if self.a is None else torch.as_tensor(self.a, device=output.device).expand(len(output))
+        b = self.b
+        if b is None:  # the largest class that is not a
+            b = torch.where(best[:, 0] == a, best[:, 1], best[:, 0])
+        return replace(self, a=a, b=b)
+
+    @property
+    def chooses(self) -> bool:
+        return self.a is None or self.b is None
+
+
+@dataclass(frozen=True)
+class Entropy(Target):
+    """Entropy of the softmax distribution in nats, in [0, log K]; finite also where probabilities vanish."""
+
+    def score(self, outputs: Any, hidden: Mapping[str, Tensor]) -> Tensor:
+        log_p = output_tensor(outputs).log_softmax(1)
+        p = log_p.exp()
+        return -(p * torch.where(p > 0, log_p, 0)).sum(1)
+
+
+@dataclass(frozen=True)
+class Unit(Target):
+    """A hidden unit: an entry, or a reduction, of the tensor at a site.
+
+    `channel`: index on axis 1 (None: all channels; pass `channel_axis=-1` for tokens). `position`: indices on the other
+    axes (None: all). What remains is reduced by `reduce`: "sum", "mean", "max" or "norm" (l2).
+    """
+
+    site: str
+    channel: Any = None
+    position: tuple[int, ...] | None = None
+    reduce: str = "sum"
+    channel_axis: int = 1
+    per_sample = ("channel",)
+
+    @property
+    def sites(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.site,)
+
+    def score(self, outputs: Any, hidden: Mapping[str, Tensor]) -> Tensor:
+        value = hidden[self.site]
+        if value.ndim < 2:
+            raise TargetError(f"site {self.site!r} has shape {list(value.shape)}: no channels to choose from")
+        value = value.movedim(self.channel_axis, 1)
+        if self.position is not None:
+            if len(self.position) != value.ndim - 2:
+                raise TargetError(f"site {self.site!r} has {value.ndim - 2} position axes, got {self.position}")
+            try:
+                value = value[(slice(None), slice(None), *self.position)]
+            except IndexError as error:
+                raise TargetError(f"position {self.position} at site {self.site!r}: {error}") from None
+        if self.channel is not None:
+            value = pick(value, _per_sample(self.channel))
+        flat = value.reshape(len(value), -1)
+        reductions: dict[str, Callable[[Tensor], Tensor]] = {
+            "sum": lambda v: v.sum(1),
+            "mean": lambda v: v.mean(1),
+            "max": lambda v: v.amax(1),
+            "norm": lambda v: torch.linalg.vector_norm(v, dim=1),
+        }
+        if self.reduce not in reductions:
+            raise TargetError(f"unknown reduction {self.reduce!r}; choices: {', '.join(reductions)}")
+        return reductions[self.reduce](flat)
+
+
+@dataclass(frozen=True)
+class Function(Target):
+    """Any callable from the model's outputs to `[N]` scores."""
+
+    function: Callable[[Any], Tensor]
+
+    def score(self, outputs: Any, hidden: Mapping[str, Tensor]) -> Tensor:
+        scores = self.function(outputs)
+        if not isinstance(scores, Tensor):
+            raise TargetError(f"a target function gives a tensor [N], not {type(scores).__name__}")
+        return scores
+
+
+def as_target(target: Any) -> Target:
+    """The target that an index, list, tensor, tuple, callable or `Target` stands for; None: the largest logit.
+
+    Raises:
+        TargetError: anything else.
+    """
+    if isinstance(target, Target):
+        return target
+    if target is None:
+        return Logit()
+    if isinstance(target, tuple):
+        return Logit(target)
+    if isinstance(target, list) and target and isinstance(target[0], (tuple, list)):
+        return Logit(tuple(torch.as_tensor(column) for column in zip(*target, strict=True)))
+    if isinstance(target, (int, list, Tensor)) or hasattr(target, "__array__"):
+        return Logit(_per_sample(target))
+    if callable(target):
+        return Function(target)
+    raise TargetError(f"a target is a class index, one a sample, a Target or a callable, not {target!r}")
