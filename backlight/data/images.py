@@ -6,6 +6,7 @@ Every reader ends in an 8-bit RGB picture, turned upright; every failure ends in
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -200,6 +201,14 @@ class Preprocessing:
         if like.ndim < 3 or like.shape[-3] != 3:
             raise InputError(f"expected images [..., 3, H, W], got {list(like.shape)}")
         return like.new_tensor(self.mean).view(3, 1, 1), like.new_tensor(self.std).view(3, 1, 1)
+
+
+def three(numbers: Iterable[float]) -> tuple[float, float, float]:
+    """Three floats, one a channel. Raises `InputError` for another number of them."""
+    values = tuple(float(number) for number in numbers)
+    if len(values) != 3:
+        raise InputError(f"expected three numbers, one a channel, got {len(values)}")
+    return values
 
 
 def _limit_aspect(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
