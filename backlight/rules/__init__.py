@@ -1,0 +1,158 @@
+"""Rule sets by name: gradient, guided, deconvnet, pullback, soft pullback, excitation pullback.
+
+Each is a function that returns a `RuleSet`. A new family is a file in this room and one line in `RULE_SETS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from backlight.engine.rules import GRADIENT, Call, Rule, RuleSet
+from backlight.errors import UnknownNameError
+from backlight.rules.attention import AttentionRule, MultiheadRule, SoftmaxRule
+from backlight.rules.clipped import DeconvnetRule, GuidedRule
+from backlight.rules.gates import GateFunction, GateRule, GLURule, gate_rules, logistic, normal_cdf
+from backlight.rules.normalisation import MeanRule, NormalizeRule, NormRule
+from backlight.rules.pooling import PoolRule, excitation_routing, soft_routing
+from backlight.rules.products import CentreRule, PowerRule, ProductRule, QuotientRule
+from backlight.rules.temperature import Relative, Temperature, TemperatureSetting, temperatures
+
+DEFAULT_TEMPERATURE: TemperatureSetting = "paper"
+
+
+@dataclass(frozen=True)
+class _ModuleGate:
+    """A gate that a module writes by hand, answered as one activation."""
+
+    gates: GateRule
+    activation: str
+    parameters: tuple[Any, ...] = ()
+    label: str = "gate"
+
+    def __call__(self, call: Call) -> Any:
+        return call.adjoint(self.gates.product(self.activation, self.parameters))
+
+
+# module classes (by name) whose forward is an activation in elementary functions
+_HAND_WRITTEN: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "NewGELUActivation": ("gelu", ("tanh",)),
+    "FastGELUActivation": ("gelu", ("tanh",)),
+    "PytorchGELUTanh": ("gelu", ("tanh",)),
+    "AccurateGELUActivation": ("gelu", ("tanh",)),
+    "QuickGELUActivation": ("quick_gelu", ()),
+    "QuickGELU": ("quick_gelu", ()),
+    "MishActivation": ("mish", ()),
+}
+
+
+def _adjoint_rules(
+    temperature: dict[str, Temperature] | None, cdf: GateFunction, routing: Callable[..., Any]
+) -> tuple[dict[str, Rule], dict[str, Rule]]:
+    gates = GateRule(temperature, cdf, "soft gate" if temperature else "gate")
+    tau = temperature or {}
+    attention = tau.get("attention", 1.0)
+    if isinstance(attention, Relative):
+        attention = attention.c
+    statistics = dict.fromkeys(("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm"), NormRule())
+    rules: dict[str, Rule] = {
+        **gate_rules(gates),
+        "glu": GLURule(),
+        **statistics,
+        **dict.fromkeys(("normalize", "local_response_norm"), NormalizeRule()),
+        "mean": MeanRule(),
+        "sub": CentreRule(),
+        **dict.fromkeys(("mul", "matmul", "addmm", "einsum"), ProductRule(gates)),
+        "div": QuotientRule(),
+        **dict.fromkeys(("pow", "square", "sqrt", "rsqrt", "reciprocal"), PowerRule()),
+        "attention": AttentionRule(attention),
+        "multihead_attention": MultiheadRule(),
+        "softmax": SoftmaxRule(attention),
+    }
+    if temperature:
+        rules.update(dict.fromkeys(("max_pool", "adaptive_max_pool"), PoolRule(tau["max_pool"], routing)))
+    modules: dict[str, Rule] = {
+        name: _ModuleGate(gates, activation, parameters) for name, (activation, parameters) in _HAND_WRITTEN.items()
+    }
+    return rules, modules
+
+
+def gradient() -> RuleSet:
+    """Autograd's own vector-Jacobian products."""
+    return GRADIENT
+
+
+def deconvnet() -> RuleSet:
+    """Zeiler and Fergus 2014: activations pass positive cotangents."""
+    return RuleSet("deconvnet", gate_rules(DeconvnetRule()), lenient=True)
+
+
+def guided() -> RuleSet:
+    """Springenberg et al. 2015: active units pass positive cotangents."""
+    return RuleSet("guided", gate_rules(GuidedRule()), lenient=True)
+
+
+def pullback() -> RuleSet:
+    """The adjoint of the dynamic linear operator, equation 4 of Semantic Pullbacks: gates, statistics, weights held."""
+    rules, modules = _adjoint_rules(None, normal_cdf, soft_routing)
+    return RuleSet("pullback", rules, modules)
+
+
+def soft_pullback(temperature: TemperatureSetting = DEFAULT_TEMPERATURE) -> RuleSet:
+    """Soft adjoints, equation 5 and appendix A of Semantic Pullbacks; see `backlight.rules.temperature`."""
+    return _softened("soft_pullback", temperature, normal_cdf, soft_routing)
+
+
+def excitation_pullback(temperature: TemperatureSetting = "excitation") -> RuleSet:
+    """The predecessor: sigma(z / T) for ReLU and the gradient of soft pooling, one T = 0.3; else as `pullback`."""
+    return _softened("excitation_pullback", temperature, logistic, excitation_routing)
+
+
+def _softened(
+    name: str, setting: TemperatureSetting, cdf: GateFunction, routing: Callable[..., Any]
+) -> RuleSet:
+    base, layers = temperatures(setting)
+
+    def with_temperature(temperature: dict[str, Temperature]) -> RuleSet:
+        rules, modules = _adjoint_rules(temperature, cdf, routing)
+        return RuleSet(name, rules, modules)
+
+    return with_temperature(base).override({layer: with_temperature(value) for layer, value in layers.items()})
+
+
+RULE_SETS: dict[str, Callable[..., RuleSet]] = {
+    "gradient": gradient,
+    "deconvnet": deconvnet,
+    "guided": guided,
+    "pullback": pullback,
+    "soft_pullback": soft_pullback,
+    "excitation_pullback": excitation_pullback,
+}
+
+
+def rule_set(name: str, **settings: Any) -> RuleSet:
+    """A rule set by name.
+
+    Raises:
+        UnknownNameError: a name that is not in `RULE_SETS`.
+    """
+    if name not in RULE_SETS:
+        raise UnknownNameError("rule set", name, RULE_SETS)
+    return RULE_SETS[name](**settings)
+
+
+__all__ = [
+    "RULE_SETS",
+    "Call",
+    "Relative",
+    "Rule",
+    "RuleSet",
+    "deconvnet",
+    "excitation_pullback",
+    "gradient",
+    "guided",
+    "pullback",
+    "rule_set",
+    "soft_pullback",
+]

@@ -1,0 +1,273 @@
+"""Gates: activations as a(z) = a(0) + z G(z), and their soft forms.
+
+The pullback of an activation is its adjoint as a dynamic linear operator, delta_z = delta_y G(z): the gate is held, not
+differentiated (Semantic Pullbacks, section 2.2 and equation 8). A soft pullback replaces G by G_tau (equations 9 to 12).
+Where the paper is silent (everything but ReLU, SiLU and GELU):
+
+- *Switches* are piecewise: one branch for z > 0, another for z < 0. The hard switch is averaged over pre-activations
+  with spread tau, as the paper does for ReLU: G_tau = Phi(z/tau) G+(z) + (1 - Phi(z/tau)) G-(z), with each branch's own
+  gate, continued by its limit at 0. ReLU, LeakyReLU, PReLU, RReLU, ReLU6, ELU, SELU, CELU, Threshold(0), clamp(min=0).
+- *Smooth gates* are a function of z: G_tau(z) = G(z/tau). SiLU, GELU, Hardswish, Mish, Softplus. tau = 1 is the exact
+  adjoint, tau -> 0 the step.
+- *Saturating* activations have no switch: G_tau = G. Tanh, Sigmoid, Hardsigmoid, Hardtanh, Softsign, LogSigmoid, ...
+  Where a(0) is not 0 it is part of the bias (appendix D).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backlight.engine.adjoint import replace_adjoint
+from backlight.engine.rules import Call, Mark, Rule
+from backlight.rules.temperature import Temperature, resolve
+
+# z, tau -> gate
+GateFunction = Callable[[Tensor, Any], Tensor]
+
+
+def _phi(u: Tensor) -> Tensor:
+    u = u * math.sqrt(0.5)
+    if torch.is_grad_enabled():
+        return (1 + torch.erf(u)) / 2
+    return u.erf_().add_(1).mul_(0.5)  # the one pass that decides the speed of a soft pullback: no temporaries
+
+
+def normal_cdf(z: Tensor, tau: Tensor | float) -> Tensor:
+    """Phi(z / tau); its limit, a step with 1/2 at 0, where tau is 0."""
+    return _limit_at_zero(z, tau, _phi)
+
+
+def logistic(z: Tensor, tau: Tensor | float) -> Tensor:
+    """sigma(z / tau); its limit, a step with 1/2 at 0, where tau is 0."""
+    return _limit_at_zero(z, tau, torch.sigmoid)
+
+
+def _limit_at_zero(z: Tensor, tau: Tensor | float, smooth: Callable[[Tensor], Tensor]) -> Tensor:
+    half = torch.full((), 0.5, dtype=z.dtype, device=z.device)
+    if isinstance(tau, Tensor):
+        soft = smooth(z / torch.where(tau > 0, tau, torch.ones_like(tau)))
+        return torch.where(tau > 0, soft, torch.heaviside(z.detach(), half))
+    return smooth(z / tau) if tau > 0 else torch.heaviside(z, half)
+
+
+def _ratio(numerator: Tensor, z: Tensor, limit: Tensor | float) -> Tensor:
+    """numerator / z with its limit at 0."""
+    zero = z == 0
+    return torch.where(zero, torch.as_tensor(limit, dtype=z.dtype, device=z.device), numerator / z.where(~zero, 1))
+
+
+@dataclass(frozen=True)
+class Activation:
+    """a(z) = offset + z gate(z): `gate(z, *parameters)`, and `soft(z, tau, cdf, *parameters)` for its soft form.
+
+    `scale` names the temperature that softens it; None: there is nothing to soften.
+    """
+
+    gate: Callable[..., Tensor]
+    soft: Callable[..., Tensor] | None = None
+    scale: str | None = None
+    offset: Callable[..., float] = lambda *parameters: 0.0
+
+
+def _switch(positive: Callable[..., Any], negative: Callable[..., Any]) -> Activation:
+    """A switch between two branches; each gives its gate where it holds, and its limit at 0 elsewhere."""
+
+    def gate(z: Tensor, *parameters: Any) -> Tensor:
+        return torch.where(z > 0, positive(z.clamp(min=0), *parameters), negative(z.clamp(max=0), *parameters))
+
+    def soft(z: Tensor, tau: Any, cdf: GateFunction, *parameters: Any) -> Tensor:
+        weight = cdf(z, tau)
+        low = negative(z.clamp(max=0), *parameters)
+        return low + weight * (positive(z.clamp(min=0), *parameters) - low)
+
+    return Activation(gate, soft, "relu")
+
+
+def _smooth(gate: Callable[..., Tensor], scale: str, offset: Callable[..., float] | None = None) -> Activation:
+    """A gate that is a smooth function of z: softened as gate(z / tau), a step at tau = 0."""
+
+    def soft(z: Tensor, tau: Any, cdf: GateFunction, *parameters: Any) -> Tensor:
+        return _limit_at_zero(z, tau, lambda u: gate(u, *parameters))
+
+    return Activation(gate, soft, scale, offset or (lambda *parameters: 0.0))
+
+
+def _relu_like(top: float | None = None) -> Activation:
+    """ReLU, or ReLU clipped at `top`: the gate of the upper branch is min(1, top / z)."""
+
+    def hard(z: Tensor) -> Tensor:
+        open_ = (z > 0).to(z.dtype)
+        return open_ if top is None else open_ * (top / z.clamp(min=top))
+
+    def soft(z: Tensor, tau: Any, cdf: GateFunction) -> Tensor:
+        open_ = cdf(z, tau)
+        return open_ if top is None else open_ * (top / z.clamp(min=top))
+
+    return Activation(hard, soft, "relu")
+
+
+def _clip(z: Tensor, low: float, high: float) -> Tensor:
+    """(clamp(z) - clamp(0)) / z for any bounds."""
+    at_zero = min(max(0.0, low), high)
+    return _ratio(z.clamp(low, high) - at_zero, z, 1.0 if low < 0 < high else 0.0)
+
+
+def _prelu_slope(z: Tensor, weight: Tensor) -> Tensor:
+    return weight.reshape(-1, *(1,) * (z.ndim - 2)) if weight.numel() > 1 and z.ndim > 1 else weight.reshape(())
+
+
+def _elu_branch(z: Tensor, alpha: float, scale: float, rate: float) -> Tensor:
+    return scale * alpha * rate * _ratio(torch.expm1(z * rate), z * rate, 1.0)
+
+
+def _gelu_gate(z: Tensor, approximate: str = "none") -> Tensor:
+    # the reference uses Phi for both forms; the tanh form's own gate differs from it by 5e-4 at most, and is exact here
+    if approximate == "tanh":
+        return (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
+    return _phi(z)
+
+
+def _softplus_gate(z: Tensor, beta: float) -> Tensor:
+    # log((1 + e^u) / 2) / u, u = beta z, without cancellation at 0 or overflow
+    u = z * beta
+    centred = F.softplus(-u.abs()) - math.log(2) + u.clamp(min=0)
+    small = torch.log1p(torch.expm1(u.clamp(-1, 1)) / 2)
+    return _ratio(torch.where(u.abs() < 1, small, centred), u, 0.5)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": _relu_like(),
+    "relu6": _relu_like(6.0),
+    "leaky_relu": _switch(lambda z, slope: 1.0, lambda z, slope: torch.full_like(z, slope)),
+    "prelu": _switch(lambda z, weight: 1.0, lambda z, weight: _prelu_slope(z, weight).expand_as(z)),
+    "elu": _switch(
+        lambda z, alpha, scale, rate: torch.full_like(z, scale),
+        lambda z, alpha, scale, rate: _elu_branch(z, alpha, scale, rate),
+    ),
+    "silu": _smooth(torch.sigmoid, "silu"),
+    "gelu": _smooth(_gelu_gate, "gelu"),
+    "quick_gelu": _smooth(lambda z: torch.sigmoid(1.702 * z), "gelu"),
+    "hardswish": _smooth(lambda z: (z / 6 + 0.5).clamp(0, 1), "silu"),
+    "mish": _smooth(lambda z: torch.tanh(F.softplus(z)), "silu"),
+    "softplus": _smooth(_softplus_gate, "silu", lambda beta: math.log(2) / beta),
+    "hardtanh": Activation(_clip, offset=lambda low, high: min(max(0.0, low), high)),
+    "tanh": Activation(lambda z: _ratio(torch.tanh(z), z, 1.0)),
+    "sigmoid": Activation(lambda z: _ratio(torch.tanh(z / 2) / 2, z, 0.25), offset=lambda: 0.5),
+    "hardsigmoid": Activation(lambda z: _clip(z / 6, -0.5, 0.5) / 6, offset=lambda: 0.5),
+    "softsign": Activation(lambda z: 1 / (1 + z.abs())),
+    "logsigmoid": Activation(lambda z: _softplus_gate(-z, 1.0), offset=lambda: -math.log(2)),
+    "tanhshrink": Activation(lambda z: 1 - _ratio(torch.tanh(z), z, 1.0)),
+    "hardshrink": Activation(lambda z, bound: (z.abs() > bound).to(z.dtype)),
+    "softshrink": Activation(lambda z, bound: _ratio(F.softshrink(z, bound), z, 0.0)),
+}
+
+
+def _read(call: Call) -> tuple[str, tuple[Any, ...]] | None:
+    """(activation, parameters) of a call; None where it is none: a clamp that is not one, a maximum of two signals."""
+    operation, get = call.operation, call.argument
+    if operation in ("clamp", "hardtanh"):
+        function = getattr(call.function, "__name__", "").strip("_")
+        lower, upper = ("min_val", "max_val") if operation == "hardtanh" else ("min", "max")
+        default = (-1.0, 1.0) if operation == "hardtanh" else (None, None)
+        low = get(1, lower, default[0]) if function != "clamp_max" else None
+        high = get(1, "max") if function == "clamp_max" else get(2, upper, default[1])
+        return _clipped(low, high)
+    if operation == "maximum" and isinstance(other := get(1, "other"), Tensor) and not other.requires_grad:
+        return ("relu", ()) if not bool(other.any()) else None
+    if operation == "threshold":
+        return ("relu", ()) if (get(1, "threshold"), get(2, "value")) == (0, 0) else None
+    if operation in ("elu", "selu", "celu"):
+        alpha = get(1, "alpha", 1.0)
+        if operation == "selu":
+            return "elu", (1.6732632423543772, 1.0507009873554805, 1.0)
+        return "elu", (alpha, 1.0, 1 / alpha if operation == "celu" else 1.0)
+    if operation == "rrelu":
+        return "leaky_relu", ((get(1, "lower", 1 / 8) + get(2, "upper", 1 / 3)) / 2,)
+    if operation == "softplus":
+        return "softplus", (get(1, "beta", 1.0),)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "leaky_relu": (get(1, "negative_slope", 0.01),),
+        "prelu": (get(1, "weight"),),
+        "gelu": (get(1, "approximate", "none"),),
+        "hardshrink": (get(1, "lambd", 0.5),),
+        "softshrink": (get(1, "lambd", 0.5),),
+    }
+    return (operation, arguments.get(operation, ())) if operation in ACTIVATIONS else None
+
+
+def _clipped(low: Any, high: Any) -> tuple[str, tuple[Any, ...]] | None:
+    if any(isinstance(bound, Tensor) for bound in (low, high)):
+        return None
+    if low == 0 and high is None:
+        return "relu", ()
+    if low == 0 and high == 6:
+        return "relu6", ()
+    bounds = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+    return "hardtanh", bounds
+
+
+@dataclass(frozen=True)
+class GateRule:
+    """delta_z = delta_y G(z), soft where temperatures are given.
+
+    `cdf`: the step that replaces a hard switch: Phi (Semantic Pullbacks) or sigma (excitation pullbacks).
+    """
+
+    temperature: dict[str, Temperature] | None = None
+    cdf: GateFunction = normal_cdf
+    label: str = "gate"
+
+    def __call__(self, call: Call) -> Any:
+        read = _read(call)
+        if read is None:
+            return NotImplemented
+        name, parameters = read
+        if name == "relu" and not self.temperature:
+            return call.original()  # the hard gate of ReLU is its derivative
+        result = call.adjoint(self.product(name, parameters))
+        offset = ACTIVATIONS[name].offset(*parameters)
+        if name in ("sigmoid", "hardsigmoid"):
+            call.run.marks[result] = Mark("gate", call.input)
+        return call.run.bias(result, lambda: offset) if offset else result
+
+    def product(self, name: str, parameters: tuple[Any, ...]) -> Callable[[Tensor, Any, Tensor], Tensor]:
+        """The vector-Jacobian product of an activation."""
+        activation = ACTIVATIONS[name]
+        tau = self.temperature.get(activation.scale or "") if self.temperature else None
+        if activation.soft is None or tau is None:
+            return lambda z, y, cotangent: cotangent * activation.gate(z, *parameters)
+        soft, cdf = activation.soft, self.cdf
+
+        def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:
+            return cotangent * soft(z, resolve(tau, z), cdf, *parameters)
+
+        return vjp
+
+
+def gate_rules(rule: Rule) -> dict[str, Rule]:
+    """The rule, under the name of every operation that is an activation."""
+    spellings = ("clamp", "maximum", "threshold", "selu", "celu", "rrelu")
+    return dict.fromkeys((*ACTIVATIONS, *spellings), rule)
+
+
+@dataclass(frozen=True)
+class GLURule:
+    """y = a sigma(b): the gate is held, delta_a = delta_y sigma(b) and delta_b = 0."""
+
+    label: str = "gate"
+
+    def __call__(self, call: Call) -> Any:
+        axis = call.argument(1, "dim", -1)
+
+        def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:
+            gated = cotangent * z.chunk(2, axis)[1].sigmoid()
+            return torch.cat((gated, torch.zeros_like(gated)), axis)
+
+        return call.adjoint(vjp)

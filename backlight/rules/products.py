@@ -1,0 +1,144 @@
+"""Products of signals, powers and quotients, as dynamic linear operators.
+
+A product of two signals is linear in each. Weights (the softmax of an attention) and bounded gates (a sigmoid) are held
+and all of the cotangent goes to the signal they weigh: delta_v = delta_y w, delta_w = 0 (Semantic Pullbacks, A.5).
+Two signals that gate each other (GEGLU, SwiGLU, bilinear attention) share the cotangent in equal halves, so that
+<u, delta_u> + <v, delta_v> = <u v, delta>. Denominators are statistics and are held, as in normalisation (A.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backlight.engine.adjoint import replace_adjoint
+from backlight.engine.rules import Call, needs_gradient
+from backlight.errors import UncoveredOperationError
+from backlight.rules.gates import GateRule
+
+
+def halved(x: Tensor) -> Tensor:
+    """x, which receives half of its cotangent."""
+    return replace_adjoint(x, lambda z: z.view_as(z), lambda z, y, cotangent: cotangent / 2)
+
+
+def _with_factors(call: Call, change: dict[int, Tensor]) -> Any:
+    """The call with some of its tensors (by id) replaced."""
+
+    def swap(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return type(value)(swap(item) for item in value)
+        return change.get(id(value), value)
+
+    return call.function(*(swap(v) for v in call.args), **{key: swap(v) for key, v in call.kwargs.items()})
+
+
+def _weighed_by(call: Call, weights: Tensor, softer: Tensor, signal: Tensor) -> Any:
+    """weights times signal, whose backward pass meets the softer weights (Semantic Pullbacks, equation 17)."""
+    if softer.numel() != weights.numel():
+        raise UncoveredOperationError(f"in layer {call.layer!r} attention weights change shape: only temperature 1 works")
+    softer = softer.reshape(weights.shape).to(weights.dtype)
+
+    def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = z.detach().requires_grad_()
+            product = _with_factors(call, {id(weights): softer, id(signal): at})
+            return torch.autograd.grad(product, at, cotangent, create_graph=cotangent.requires_grad)[0]
+
+    return replace_adjoint(signal, lambda z: _with_factors(call, {id(weights): weights.detach(), id(signal): z}), vjp)
+
+
+@dataclass(frozen=True)
+class ProductRule:
+    """Hold weights and gates; share the cotangent between two signals. `gates` answers x * sigmoid(x) as a SiLU."""
+
+    gates: GateRule
+    label: str = "product"
+
+    def __call__(self, call: Call) -> Any:
+        signals = call.signals()
+        if len(signals) < 2:
+            return self._scaled(call, signals)
+        marks = call.run.marks
+        held = [value for value in signals if value in marks and marks[value].kind in ("gate", "weights")]
+        if len(held) == 1 and len(signals) == 2:
+            weights = held[0]
+            signal = signals[1] if signals[0] is weights else signals[0]
+            source = marks[weights].source
+            if source is signal and call.operation == "mul":
+                return self._silu(call, signal, weights)
+            if marks[weights].kind == "weights" and source is not None:
+                return _weighed_by(call, weights, source, signal)
+            return _with_factors(call, {id(weights): weights.detach()})
+        if len(signals) > 2:
+            return NotImplemented
+        return _with_factors(call, {id(value): halved(value) for value in signals})
+
+    def _silu(self, call: Call, z: Tensor, gate: Tensor) -> Any:
+        fixed = gate.detach()
+        return replace_adjoint(
+            z, lambda at: _with_factors(call, {id(gate): fixed, id(z): at}), self.gates.product("silu", ())
+        )
+
+    def _scaled(self, call: Call, signals: list[Tensor]) -> Any:
+        """One signal times constants: affine. A gate that is scaled is still a gate."""
+        if call.operation != "mul" or not signals or signals[0] not in call.run.marks:
+            return NotImplemented
+        result = call.original()
+        call.run.marks[result] = call.run.marks[signals[0]]
+        return result
+
+
+@dataclass(frozen=True)
+class QuotientRule:
+    """a / b: b is a statistic and is held."""
+
+    label: str = "held denominator"
+
+    def __call__(self, call: Call) -> Any:
+        numerator, denominator = call.argument(0, "input"), call.argument(1, "other")
+        if getattr(call.function, "__name__", "") in ("__rtruediv__", "__rdiv__"):
+            numerator, denominator = denominator, numerator
+        if not needs_gradient(denominator):
+            result = call.original()
+            if numerator in call.run.marks:
+                call.run.marks[result] = call.run.marks[numerator]
+            return result
+        return _with_factors(call, {id(denominator): denominator.detach()})
+
+
+@dataclass(frozen=True)
+class PowerRule:
+    """z^p = z z^(p-1): the gate is z^(p-1), held. Negative powers are statistics and are held whole."""
+
+    label: str = "power"
+
+    def __call__(self, call: Call) -> Any:
+        exponents = {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
+        exponent = exponents.get(call.operation, call.argument(1, "exponent"))
+        if isinstance(exponent, Tensor) and exponent.numel() == 1 and not exponent.requires_grad:
+            exponent = float(exponent)
+        if not isinstance(exponent, (int, float)) or not needs_gradient(call.input):
+            return NotImplemented
+        if exponent < 0:
+            return call.original().detach()
+        return call.adjoint(lambda z, y, cotangent: cotangent * (z.detach() ** (exponent - 1)))
+
+
+@dataclass(frozen=True)
+class CentreRule:
+    """x - mean(x): the mean is a statistic and is held (Semantic Pullbacks, A.3)."""
+
+    label: str = "held mean"
+
+    def __call__(self, call: Call) -> Any:
+        other = call.argument(1, "other")
+        if not needs_gradient(other) or other not in call.run.marks or call.run.marks[other].kind != "mean":
+            return NotImplemented
+        if call.run.marks[other].source is not call.input:
+            return NotImplemented
+        result = _with_factors(call, {id(other): other.detach()})
+        return call.run.bias(result, lambda: -other.detach())

@@ -1,0 +1,102 @@
+"""Temperatures: how far a gate or a route is softened in the backward pass.
+
+A temperature is a number (in units of the pre-activations), or `Relative(c)`: c times the standard deviation of the
+layer's pre-activations. Absolute temperatures are the papers'. Relative ones do not change when a network is rescaled
+without changing its function (a layer times c, the next one over c).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backlight.errors import InputError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Relative:
+    """c times the standard deviation of the pre-activations: for each sample over the layer, or over a channel.
+
+    `per`: "layer" or "channel" (axis 1 of `[N, C, ...]`; the last axis of tokens `[N, T, D]`).
+    """
+
+    c: float = 1.0
+    per: str = "layer"
+
+    def __post_init__(self) -> None:
+        if self.per not in ("layer", "channel"):
+            raise UnknownNameError("spread", self.per, ["layer", "channel"])
+        _not_negative(self.c)
+
+    def of(self, z: Tensor) -> Tensor:
+        """The temperature of each sample, broadcastable to z `[N, ...]`; 0 for constant pre-activations."""
+        if self.per == "layer" or z.ndim < 3:
+            axes = tuple(range(1, z.ndim))
+        else:
+            axes = (1,) if z.ndim == 3 else tuple(range(2, z.ndim))
+        if not axes:
+            return torch.zeros_like(z)
+        return self.c * z.detach().float().std(axes, correction=0, keepdim=True).to(z.dtype)
+
+
+Temperature = float | Relative
+
+
+def _not_negative(value: float) -> None:
+    if not value >= 0:
+        raise InputError(f"a temperature is a number >= 0, got {value}")
+
+
+def resolve(temperature: Temperature, z: Tensor) -> Tensor | float:
+    """The temperature as a number, or as a tensor that broadcasts to z."""
+    return temperature.of(z) if isinstance(temperature, Relative) else temperature
+
+
+# Semantic Pullbacks, appendix A; the gates that the paper is silent about take the value of the gate they resemble.
+PAPER: dict[str, Temperature] = {"relu": 0.6, "silu": 1.6, "gelu": 1.0, "max_pool": 0.3, "attention": 1.0}
+EXCITATION: dict[str, Temperature] = {"relu": 0.3, "silu": 1.0, "gelu": 1.0, "max_pool": 0.3, "attention": 1.0}
+
+
+def relative(c: float = 1.0, per: str = "layer") -> dict[str, Temperature]:
+    """c standard deviations for every gate and max-pool; attention logits are dimensionless and keep 1."""
+    spread = Relative(c, per)
+    return {"relu": spread, "silu": spread, "gelu": spread, "max_pool": spread, "attention": 1.0}
+
+
+TemperatureSetting = str | Temperature | Mapping[str, "str | Temperature | Mapping[str, Temperature]"]
+
+
+def temperatures(setting: TemperatureSetting) -> tuple[dict[str, Temperature], dict[str, dict[str, Temperature]]]:
+    """(temperature by operation, the same for layer patterns) that a setting stands for.
+
+    A setting is "paper", "relative", "excitation", one number or `Relative` for every gate and max-pool, or a mapping
+    from operations (relu, silu, gelu, max_pool, attention) or layer names to such settings; what a mapping leaves out
+    is as in the paper.
+
+    Raises:
+        UnknownNameError: another name.
+        InputError: a negative number.
+    """
+    named = {"paper": PAPER, "relative": relative(), "excitation": EXCITATION}
+    if isinstance(setting, str):
+        if setting not in named:
+            raise UnknownNameError("temperature", setting, named)
+        return dict(named[setting]), {}
+    if isinstance(setting, (int, float, Relative)):
+        if not isinstance(setting, Relative):
+            _not_negative(setting)
+        return {**dict.fromkeys(PAPER, setting), "attention": 1.0}, {}
+    base, _ = temperatures(setting["default"]) if "default" in setting else (dict(PAPER), {})  # type: ignore[arg-type]
+    layers: dict[str, dict[str, Temperature]] = {}
+    for key, value in setting.items():
+        if key in PAPER:
+            if isinstance(value, (int, float)):
+                _not_negative(value)
+            base[key] = value  # type: ignore[assignment]
+    for key, value in setting.items():
+        if key not in PAPER and key != "default":
+            layers[key] = {**base, **temperatures(value)[0]}
+    return base, layers
