@@ -161,8 +161,11 @@ def _from_config(name: str, is_type: bool, request: Request, transformers: Modul
 def _processor(name: str, is_type: bool, transformers: ModuleType) -> Any:
     """The model's image processor; for a bare model type, the type's processor as it is by default."""
     if not is_type:
-        with fetching(f"hf:{name}"):
-            return transformers.AutoImageProcessor.from_pretrained(name)
+        try:
+            with fetching(f"hf:{name}"):
+                return transformers.AutoImageProcessor.from_pretrained(name)
+        except ModelError:
+            return None  # the weights are here by now: the folder or repository has no processor
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
     entry = IMAGE_PROCESSOR_MAPPING_NAMES.get(name, ())
