@@ -1,7 +1,44 @@
-"""Backlight explains what PyTorch networks do."""
+"""Backlight explains what PyTorch networks do: where evidence lies, and what to change.
+
+import backlight
+loaded = backlight.load("efficientnet_lite0")
+attribution = backlight.SoftPullback(loaded.model).attribute(x, target=281)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 from backlight import torchvision_ops
 
 torchvision_ops.install()
 
 __version__ = "0.1.0.dev0"
+
+# where the public names live; loaded when they are first used
+_ROOMS = {
+    "backlight.engine": "attribute Attribution Coverage RuleSet running captured patched Target Logit Probability "
+    "LogProbability TopK Contrast Entropy Unit Point Line Noise WeightNoise Ascent",
+    "backlight.rules": "rule_set Relative",
+    "backlight.models": "load LoadedModel available_models",
+}
+_PUBLIC = {name: room for room, names in _ROOMS.items() for name in names.split()}
+
+
+def _methods() -> dict[str, str]:
+    from backlight.methods import METHODS
+
+    return METHODS
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    if not name.startswith("_") and name in _methods():
+        return getattr(import_module(f"backlight.methods.{_methods()[name]}"), name)
+    raise AttributeError(f"module 'backlight' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_PUBLIC, *_methods(), "errors", "methods"])

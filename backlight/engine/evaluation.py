@@ -74,7 +74,9 @@ class Evaluator:
         names = input_sites(inputs)
         hidden = [site for site in self.sites if site not in names]
         target = self.target.rows(rows)
-        leaves = dict(zip(names, (self._leaf(x, name, one) for x, name in zip(inputs, names, strict=True)), strict=True))
+        leaves = dict(
+            zip(names, (self._leaf(x, name, one) for x, name in zip(inputs, names, strict=True)), strict=True)
+        )
         with torch.enable_grad():
             with running(self.model, self.rules, strict=self.strict, parameters=parameters, one=one) as run:
                 for leaf in leaves.values():
@@ -94,7 +96,7 @@ class Evaluator:
         if not x.is_floating_point():
             return x
         if self.create_graph and x.requires_grad:
-            return x.view_as(x)
+            return x[...]
         return x.detach().requires_grad_(name in self.sites or one is not None)
 
     def _cotangents(self, scores: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:

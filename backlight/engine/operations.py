@@ -47,7 +47,7 @@ AFFINE = frozenset(
 )
 # Affine while one operand is constant; a product of two signals otherwise, which a rule must answer for.
 PRODUCTS = frozenset("mul matmul addmm einsum tensordot outer ger kron addcmul bilinear lerp".split())
-# Numbers are moved, not changed.
+# Numbers are moved or selected, at most with another sign.
 STRUCTURAL = frozenset(
     "view view_as reshape reshape_as flatten unflatten ravel permute transpose t T mT H mH swapaxes swapdims movedim "
     "moveaxis squeeze unsqueeze expand expand_as broadcast_to broadcast_tensors repeat repeat_interleave tile "
@@ -55,7 +55,9 @@ STRUCTURAL = frozenset(
     "narrow select index_select gather getitem take take_along_dim masked_select masked_fill where roll flip fliplr "
     "flipud rot90 pad constant_pad_nd dropout detach alias as_strided unfold fold tril triu diagonal diag diag_embed "
     "index_add index_copy index_put index_fill scatter scatter_add setitem copy data atleast_1d atleast_2d atleast_3d "
-    "pixel_shuffle pixel_unshuffle channel_shuffle requires_grad retain_grad set".split()
+    "pixel_shuffle pixel_unshuffle channel_shuffle requires_grad retain_grad set "
+    "max_pool adaptive_max_pool fractional_max_pool maximum minimum fmax fmin max min amax amin aminmax topk sort "
+    "kthvalue median abs".split()
 )
 # Called for what they say; nothing that could be differentiated passes.
 _METADATA = frozenset(

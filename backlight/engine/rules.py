@@ -27,7 +27,10 @@ from backlight.errors import ModelError, UncoveredOperationError, UnknownNameErr
 
 
 class Rule(Protocol):
-    """Answers a call with the operation's own value and another vector-Jacobian product."""
+    """Answers a call with the operation's own value and another vector-Jacobian product, or with NotImplemented.
+
+    The latter leaves the call to autograd, if that is exact (affine, structural), and to `strict` otherwise.
+    """
 
     def __call__(self, call: Call) -> Any: ...
 
@@ -71,7 +74,10 @@ def matches(pattern: str, layer: str) -> bool:
 
 @dataclass
 class Mark:
-    """What a tensor is, beside its numbers: the weights of a gate, or the mean of another tensor."""
+    """What a tensor is, beside its numbers: a gate, the weights of an attention, or the mean of another tensor.
+
+    `source`: what the gate or mean was computed from; for weights, others to use in the backward pass, or None.
+    """
 
     kind: str
     source: Tensor | None = None
@@ -114,7 +120,7 @@ class Call:
         return replace_adjoint(self.input, self.on, vjp, keep_output)
 
     def signals(self) -> list[Tensor]:
-        """The factors of a product that the explanation is differentiated through; for other operations, at most one."""
+        """The factors of a product that the explanation is differentiated through; none for other operations."""
         operation = self.operation
         if operation in ("linear", "conv", "conv_transpose") or operation in PRODUCTS:
             factors = {"einsum": self.args[1:], "addmm": self.args[1:3]}.get(operation, self.args[:2])
@@ -187,18 +193,19 @@ class Run(TorchFunctionMode):
         return self._answer(Call(function, args, kwargs, operation, self.layer, self), rules, rule)
 
     def _answer(self, call: Call, rules: RuleSet, rule: Rule | None) -> Any:
+        result = NotImplemented
         if rule is not None:
-            if isinstance(call.input, Tensor):
-                self.keep(call.input)
+            for value in call.args:
+                if isinstance(value, Tensor):
+                    self.keep(value)
             result = rule(call)
             answer = getattr(rule, "label", type(rule).__name__)
-        else:
+        if result is NotImplemented:
             answer = self._autograd_answer(call, rules)
             result = call.original()
+            self._pass_marks(call, result)
         if _any_needs_gradient((result,), {}):
             self.coverage.add(call.operation, answer, call.layer)
-            if rule is None:
-                self._pass_marks(call, result)
         self._note_views(result)
         return result
 
@@ -320,7 +327,7 @@ def running(model: nn.Module, rules: RuleSet = GRADIENT, **settings: Any) -> Ite
     _check_transparent(model)
     run = Run(model, rules, **settings)
     hooks = [
-        register_module_forward_pre_hook(run.enter_module),
+        register_module_forward_pre_hook(run.enter_module),  # type: ignore[arg-type]
         register_module_forward_hook(run.leave_module, always_call=True),
     ]
     try:
@@ -333,7 +340,9 @@ def running(model: nn.Module, rules: RuleSet = GRADIENT, **settings: Any) -> Ite
 
 def _check_transparent(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        compiled = type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+        compiled = (
+            type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+        )
         opaque = (
             "scripted"
             if isinstance(module, torch.jit.ScriptModule)

@@ -61,7 +61,7 @@ def edited(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[dict[str, li
             hook = _hook(address, site, edit, counts[address])
             module = modules[site.layer]
             register = module.register_forward_hook if site.side == "output" else module.register_forward_pre_hook
-            stack.callback(register(hook, with_kwargs=True).remove)  # type: ignore[arg-type]
+            stack.callback(register(hook, with_kwargs=True).remove)
         yield counts
 
 
@@ -119,7 +119,7 @@ def captured(model: nn.Module, sites: Iterable[str], watch: Callable[[Tensor], N
             if not value.is_floating_point():
                 raise SiteError(f"site {address!r} holds {value.dtype}, which has no gradients")
             if torch.is_grad_enabled():
-                value = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+                value = value[...] if value.requires_grad else value.detach().requires_grad_()
             if watch is not None:
                 watch(value)
             store[address] = value

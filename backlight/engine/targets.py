@@ -254,7 +254,7 @@ class Unit(Target):
             if len(self.position) != value.ndim - 2:
                 raise TargetError(f"site {self.site!r} has {value.ndim - 2} position axes, got {self.position}")
             try:
-                value = value[(slice(None), slice(None), *self.position)]
+                value = value[(slice(None), slice(None), *self.position)]  # type: ignore[index]
             except IndexError as error:
                 raise TargetError(f"position {self.position} at site {self.site!r}: {error}") from None
         if self.channel is not None:

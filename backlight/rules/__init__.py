@@ -109,9 +109,7 @@ def excitation_pullback(temperature: TemperatureSetting = "excitation") -> RuleS
     return _softened("excitation_pullback", temperature, logistic, excitation_routing)
 
 
-def _softened(
-    name: str, setting: TemperatureSetting, cdf: GateFunction, routing: Callable[..., Any]
-) -> RuleSet:
+def _softened(name: str, setting: TemperatureSetting, cdf: GateFunction, routing: Callable[..., Any]) -> RuleSet:
     base, layers = temperatures(setting)
 
     def with_temperature(temperature: dict[str, Temperature]) -> RuleSet:

@@ -34,4 +34,4 @@ class GuidedRule:
 
     def __call__(self, call: Call) -> Any:
         result: Tensor = call.original()
-        return replace_adjoint(result, lambda y: y.view_as(y), lambda z, y, cotangent: cotangent.clamp(min=0))
+        return replace_adjoint(result, lambda y: y[...], lambda z, y, cotangent: cotangent.clamp(min=0))

@@ -67,8 +67,10 @@ def _instance(call: Call) -> tuple[Statistics, Any, Any]:
     z, eps = call.input, call.argument(7, "eps", 1e-5)
     weight, bias = _per_channel(call.argument(3, "weight"), z), _per_channel(call.argument(4, "bias"), z)
     if not call.argument(5, "use_input_stats", True):
-        mean, variance = (_per_channel(call.argument(n, name), z) for n, name in ((1, "running_mean"), (2, "running_var")))
-        return lambda z: (mean, torch.rsqrt(variance + eps)), weight, bias  # type: ignore[operator, return-value]
+        mean, variance = (
+            _per_channel(call.argument(n, name), z) for n, name in ((1, "running_mean"), (2, "running_var"))
+        )
+        return lambda z: (mean, torch.rsqrt(variance + eps)), weight, bias  # type: ignore[return-value]
     return lambda z: _moments(z, tuple(range(2, z.ndim)), eps), weight, bias
 
 
@@ -85,7 +87,13 @@ def _batch(call: Call) -> tuple[Statistics, Any, Any]:
     return lambda z: (mean, scale), weight, bias
 
 
-_NORMS = {"layer_norm": _layer, "rms_norm": _rms, "group_norm": _group, "instance_norm": _instance, "batch_norm": _batch}
+_NORMS = {
+    "layer_norm": _layer,
+    "rms_norm": _rms,
+    "group_norm": _group,
+    "instance_norm": _instance,
+    "batch_norm": _batch,
+}
 
 
 @dataclass(frozen=True)

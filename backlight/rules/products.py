@@ -22,7 +22,7 @@ from backlight.rules.gates import GateRule
 
 def halved(x: Tensor) -> Tensor:
     """x, which receives half of its cotangent."""
-    return replace_adjoint(x, lambda z: z.view_as(z), lambda z, y, cotangent: cotangent / 2)
+    return replace_adjoint(x, lambda z: z[...], lambda z, y, cotangent: cotangent / 2)
 
 
 def _with_factors(call: Call, change: dict[int, Tensor]) -> Any:
@@ -39,7 +39,9 @@ def _with_factors(call: Call, change: dict[int, Tensor]) -> Any:
 def _weighed_by(call: Call, weights: Tensor, softer: Tensor, signal: Tensor) -> Any:
     """weights times signal, whose backward pass meets the softer weights (Semantic Pullbacks, equation 17)."""
     if softer.numel() != weights.numel():
-        raise UncoveredOperationError(f"in layer {call.layer!r} attention weights change shape: only temperature 1 works")
+        raise UncoveredOperationError(
+            f"in layer {call.layer!r} attention weights change shape: only temperature 1 works"
+        )
     softer = softer.reshape(weights.shape).to(weights.dtype)
 
     def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def temperatures(setting: TemperatureSetting) -> tuple[dict[str, Temperature], d
         if not isinstance(setting, Relative):
             _not_negative(setting)
         return {**dict.fromkeys(PAPER, setting), "attention": 1.0}, {}
-    base, _ = temperatures(setting["default"]) if "default" in setting else (dict(PAPER), {})  # type: ignore[arg-type]
+    base, _ = temperatures(setting["default"]) if "default" in setting else (dict(PAPER), {})
     layers: dict[str, dict[str, Temperature]] = {}
     for key, value in setting.items():
         if key in PAPER:
