@@ -74,12 +74,18 @@ def preprocessing(model: nn.Module) -> Preprocessing:
 
 
 def classes(model: nn.Module) -> ClassNames:
-    """ImageNet's names where the number of outputs tells the subset; "class 0", ... elsewhere; none for features."""
+    """The names the model brings; ImageNet's where the number of outputs tells the subset; else "class 0", ...
+
+    None, with `unit="feature"`, where there is no head. timm does not tell embeddings of CLIP models from classes.
+    """
     from timm.data.imagenet_info import infer_imagenet_subset
 
     count = int(getattr(model, "num_classes", 0) or 0)
     if not count:
         return ClassNames(unit="feature")
+    own = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    if own and len(own) == count:
+        return ClassNames(tuple(map(str, own)))
     subset = infer_imagenet_subset({"num_classes": count})
     return ClassNames.imagenet(subset) if subset else ClassNames.generic(count)
 

@@ -152,6 +152,11 @@ def test_a_module_of_timm_knows_its_preprocessing() -> None:
     assert len(loaded.classes) == 1000
 
 
+def test_a_module_of_timm_knows_its_own_class_names() -> None:
+    model = timm.create_model("resnet10t", num_classes=2, pretrained_cfg_overlay={"label_names": ["ant", "bee"]})
+    assert load(model.eval()).classes == ClassNames(("ant", "bee"))
+
+
 def test_modules_that_cannot_be_taken() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).eval()
     with pytest.raises(ModelError, match="preprocessing="):
