@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,14 @@ def test_dinov2_has_features_and_no_classes() -> None:
     assert (len(loaded.classes), loaded.classes.unit, loaded.classes.name(5)) == (0, "feature", "feature 5")
     with pytest.raises(ModelError, match="for no classes"):
         load("dinov2_small", classes=["a"])
+
+
+def test_mobilenet_is_torchvisions_own_file() -> None:
+    embedded_model("mobilenet_v2")
+    weights = pytest.importorskip("torchvision").models.MobileNet_V2_Weights.IMAGENET1K_V1
+    content = EMBEDDED["mobilenet_v2"].path("mobilenet_v2").read_bytes()
+    # torchvision's file names end in the first digits of their SHA-256
+    assert weights.url.endswith(f"-{hashlib.sha256(content).hexdigest()[:8]}.pth")
 
 
 def test_layers_in_another_order_are_refused(tmp_path: Path) -> None:
