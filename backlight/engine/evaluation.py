@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backlight.engine.adjoint import alias
 from backlight.engine.coverage import Coverage
 from backlight.engine.paths import Inputs, Parameters
 from backlight.engine.rules import RuleSet, running
@@ -96,7 +97,7 @@ class Evaluator:
         if not x.is_floating_point():
             return x
         if self.create_graph and x.requires_grad:
-            return x[...]
+            return alias(x)
         return x.detach().requires_grad_(name in self.sites or one is not None)
 
     def _cotangents(self, scores: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:

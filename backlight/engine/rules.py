@@ -115,9 +115,9 @@ class Call:
             return self.function(z, *self.args[1:], **self.kwargs)
         return self.function(**{**self.kwargs, "input": z})
 
-    def adjoint(self, vjp: VectorJacobianProduct, keep_output: bool = False) -> Any:
+    def adjoint(self, vjp: VectorJacobianProduct, keep: str = "z") -> Any:
         """The call's value, with `vjp(z, y, cotangent)` as its vector-Jacobian product in the first argument z."""
-        return replace_adjoint(self.input, self.on, vjp, keep_output)
+        return replace_adjoint(self.input, self.on, vjp, keep)
 
     def signals(self) -> list[Tensor]:
         """The factors of a product that the explanation is differentiated through; none for other operations."""

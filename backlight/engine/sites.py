@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backlight.engine.adjoint import alias
 from backlight.errors import SiteError, UnknownNameError
 
 INPUT = "input"
@@ -119,7 +120,7 @@ def captured(model: nn.Module, sites: Iterable[str], watch: Callable[[Tensor], N
             if not value.is_floating_point():
                 raise SiteError(f"site {address!r} holds {value.dtype}, which has no gradients")
             if torch.is_grad_enabled():
-                value = value[...] if value.requires_grad else value.detach().requires_grad_()
+                value = alias(value) if value.requires_grad else value.detach().requires_grad_()
             if watch is not None:
                 watch(value)
             store[address] = value

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from backlight.engine.adjoint import replace_adjoint
+from backlight.engine.adjoint import alias, replace_adjoint
 from backlight.engine.rules import Call
 
 
@@ -23,7 +23,7 @@ class DeconvnetRule:
     label: str = "deconvnet"
 
     def __call__(self, call: Call) -> Any:
-        return call.adjoint(lambda z, y, cotangent: cotangent.clamp(min=0))
+        return call.adjoint(lambda z, y, cotangent: cotangent.clamp(min=0), keep="")
 
 
 @dataclass(frozen=True)
@@ -34,4 +34,4 @@ class GuidedRule:
 
     def __call__(self, call: Call) -> Any:
         result: Tensor = call.original()
-        return replace_adjoint(result, lambda y: y[...], lambda z, y, cotangent: cotangent.clamp(min=0))
+        return replace_adjoint(result, alias, lambda z, y, cotangent: cotangent.clamp(min=0), keep="")

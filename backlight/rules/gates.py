@@ -31,29 +31,26 @@ from backlight.rules.temperature import Temperature, resolve
 GateFunction = Callable[[Tensor, Any], Tensor]
 
 
-def _phi(u: Tensor) -> Tensor:
-    u = u * math.sqrt(0.5)
-    if torch.is_grad_enabled():
-        return (1 + torch.erf(u)) / 2
-    return u.erf_().add_(1).mul_(0.5)  # the one pass that decides the speed of a soft pullback: no temporaries
-
-
 def normal_cdf(z: Tensor, tau: Tensor | float) -> Tensor:
     """Phi(z / tau); its limit, a step with 1/2 at 0, where tau is 0."""
-    return _limit_at_zero(z, tau, _phi)
+    u = _over(z, tau, math.sqrt(0.5))
+    if torch.is_grad_enabled():
+        return (1 + torch.erf(u)) / 2
+    return u.erf_().add_(1).mul_(0.5)  # this decides the speed of a soft pullback: no temporaries
 
 
 def logistic(z: Tensor, tau: Tensor | float) -> Tensor:
     """sigma(z / tau); its limit, a step with 1/2 at 0, where tau is 0."""
-    return _limit_at_zero(z, tau, torch.sigmoid)
+    return torch.sigmoid(_over(z, tau))
 
 
-def _limit_at_zero(z: Tensor, tau: Tensor | float, smooth: Callable[[Tensor], Tensor]) -> Tensor:
-    half = torch.full((), 0.5, dtype=z.dtype, device=z.device)
+def _over(z: Tensor, tau: Tensor | float, factor: float = 1.0) -> Tensor:
+    """factor z / tau, a new tensor; where tau is 0, so large that every gate takes its exact limit."""
     if isinstance(tau, Tensor):
-        soft = smooth(z / torch.where(tau > 0, tau, torch.ones_like(tau)))
-        return torch.where(tau > 0, soft, torch.heaviside(z.detach(), half))
-    return smooth(z / tau) if tau > 0 else torch.heaviside(z, half)
+        return z / (tau.clamp(min=torch.finfo(tau.dtype).tiny) / factor)
+    if tau <= 0:
+        return torch.where(z == 0, z, torch.copysign(torch.full_like(z, torch.inf), z))
+    return z * (factor / tau)
 
 
 def _ratio(numerator: Tensor, z: Tensor, limit: Tensor | float) -> Tensor:
@@ -93,7 +90,7 @@ def _smooth(gate: Callable[..., Tensor], scale: str, offset: Callable[..., float
     """A gate that is a smooth function of z: softened as gate(z / tau), a step at tau = 0."""
 
     def soft(z: Tensor, tau: Any, cdf: GateFunction, *parameters: Any) -> Tensor:
-        return _limit_at_zero(z, tau, lambda u: gate(u, *parameters))
+        return gate(z if isinstance(tau, float | int) and tau == 1 else _over(z, tau), *parameters)
 
     return Activation(gate, soft, scale, offset or (lambda *parameters: 0.0))
 
@@ -130,7 +127,7 @@ def _gelu_gate(z: Tensor, approximate: str = "none") -> Tensor:
     # the reference uses Phi for both forms; the tanh form's own gate differs from it by 5e-4 at most, and is exact here
     if approximate == "tanh":
         return (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
-    return _phi(z)
+    return normal_cdf(z, 1.0)
 
 
 def _softplus_gate(z: Tensor, beta: float) -> Tensor:
@@ -245,7 +242,9 @@ class GateRule:
         soft, cdf = activation.soft, self.cdf
 
         def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:
-            return cotangent * soft(z, resolve(tau, z), cdf, *parameters)
+            gate = soft(z, resolve(tau, z), cdf, *parameters)
+            fresh = not torch.is_grad_enabled() and gate.dtype == cotangent.dtype
+            return gate.mul_(cotangent) if fresh else (cotangent * gate).to(cotangent.dtype)
 
         return vjp
 

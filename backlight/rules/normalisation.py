@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backlight.engine.adjoint import replace_adjoint
 from backlight.engine.rules import Call, Mark
 from backlight.errors import ModelError
 
@@ -104,17 +105,33 @@ class NormRule:
 
     def __call__(self, call: Call) -> Any:
         statistics, weight, bias = _NORMS[call.operation](call)
+        known: list[Tensor] = []  # 1 / s where the kernel computes it anyway
+        dtype = call.input.dtype
+
+        def compute(z: Tensor) -> Tensor:
+            if call.operation != "layer_norm" or torch.is_autocast_enabled(z.device.type):
+                return call.on(z)
+            shape = call.argument(1, "normalized_shape")
+            shape = list(shape) if hasattr(shape, "__len__") else [shape]
+            y, _, scale = torch.native_layer_norm(z, shape, weight, bias, call.argument(4, "eps", 1e-5))
+            known.append(scale)
+            return y
 
         def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:
-            scale = statistics(z)[1]
-            return (cotangent * (scale if weight is None else weight * scale)).to(z.dtype)
+            scale = known[0] if known and not torch.is_grad_enabled() else statistics(z)[1]
+            if weight is not None and weight.numel() > scale.numel():
+                cotangent, factor = cotangent * weight, scale
+            else:
+                factor = scale if weight is None else scale * weight
+            return (cotangent * factor).to(dtype)
 
         def constant() -> Tensor:
             mean, scale = statistics(call.input.detach())
             shift = -mean * scale if weight is None else -mean * scale * weight
             return shift if bias is None else shift + bias
 
-        return call.run.bias(call.adjoint(vjp), constant)
+        result = replace_adjoint(call.input, compute, vjp, "" if call.operation == "batch_norm" else "z")
+        return call.run.bias(result, constant)
 
 
 @dataclass(frozen=True)

@@ -159,17 +159,18 @@ def _weights(
     tau = _positive(tau, z)
 
     def weigh(offset: Offset) -> Tensor:
-        return ((offset.read(z) - offset.at_outputs(y)) / tau).exp()
+        away = offset.read(z) - offset.at_outputs(y)
+        return (away / tau).exp() if torch.is_grad_enabled() else away.div_(tau).exp_()
 
     total = torch.zeros_like(y)
-    overlap = len(offsets) * y.numel() > z.numel()
+    remember = len(offsets) * y.numel() <= 3 * z.numel()  # time for memory, but never k^2 copies of the input
     known: dict[int, Tensor] = {}
     for offset in offsets:
         weights = weigh(offset)
-        if not overlap:
+        if remember:
             known[id(offset)] = weights
         total[getattr(offset, "outside", ...)] += weights
-    return (weigh if overlap else lambda offset: known[id(offset)]), total
+    return (lambda offset: known[id(offset)] if remember else weigh(offset)), total
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class PoolRule:
             offsets = self._offsets(call, rank, sizes, outputs, z.device)
             return self.routing(z, y.detach(), cotangent, offsets, resolve(self.temperature, z))
 
-        return call.adjoint(vjp, keep_output=True)
+        return call.adjoint(vjp, keep="zy")
 
     def _rank(self, call: Call) -> int:
         digit = next(letter for letter in getattr(call.function, "__name__", "") if letter.isdigit())

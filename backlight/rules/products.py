@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backlight.engine.adjoint import replace_adjoint
+from backlight.engine.adjoint import alias, replace_adjoint
 from backlight.engine.rules import Call, needs_gradient
 from backlight.errors import UncoveredOperationError
 from backlight.rules.gates import GateRule
@@ -22,7 +22,7 @@ from backlight.rules.gates import GateRule
 
 def halved(x: Tensor) -> Tensor:
     """x, which receives half of its cotangent."""
-    return replace_adjoint(x, lambda z: z[...], lambda z, y, cotangent: cotangent / 2)
+    return replace_adjoint(x, alias, lambda z, y, cotangent: cotangent / 2, keep="")
 
 
 def _with_factors(call: Call, change: dict[int, Tensor]) -> Any:
