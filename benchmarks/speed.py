@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def measure(name: str, batch: int, repeats: int, device: torch.device, methods: 
     for label in methods:
         bare, _, temperature = label.partition("@")
         settings = {"temperature": temperature} if temperature else {}
-        runs[label] = lambda m=method(bare)(model, **settings): m.attribute(x, target=target)
+        runs[label] = partial(method(bare)(model, **settings).attribute, x, target)
     size = {label: saved_bytes(run, model) for label, run in runs.items()}  # also the warm-up
     times: dict[str, list[float]] = {label: [] for label in runs}
     for _ in range(repeats):
@@ -110,11 +111,9 @@ def main() -> None:
             if options.json:
                 print(json.dumps(row), flush=True)
                 continue
-            print(
-                f"{row['network']:<12} {row['method']:<24} time x{row['time_ratio']:.2f}  bytes x{row['bytes_ratio']:.2f}"
-                f"  (gradient {row['gradient_seconds']:.3f} s)",
-                flush=True,
-            )
+            ratios = f"time x{row['time_ratio']:.2f}  bytes x{row['bytes_ratio']:.2f}"
+            seconds_ = f"(gradient {row['gradient_seconds']:.3f} s)"
+            print(f"{row['network']:<12} {row['method']:<24} {ratios}  {seconds_}", flush=True)
 
 
 if __name__ == "__main__":

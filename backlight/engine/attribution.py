@@ -135,6 +135,12 @@ class _Walk:
     def count(self) -> int:
         return len(self.inputs[0])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the inputs; where they are integers, of the parameters."""
+        candidates = (*self.inputs, *self.evaluator.model.parameters())
+        return next((x.dtype for x in candidates if x.is_floating_point()), torch.get_default_dtype())
+
     def pieces(self, n: int, evaluate: Any) -> None:
         for start in range(0, n, self.limit):
             halved_on_lack_of_memory(evaluate, slice(start, min(n, start + self.limit)))
@@ -170,10 +176,10 @@ class _Walk:
 
             def evaluate(piece: slice, batch: Any = (inputs, rows, weights, parameters)) -> None:
                 inputs, rows, weights, parameters = batch
-                one = torch.ones((), dtype=inputs[0].dtype, device=inputs[0].device, requires_grad=True)
-                found = self.evaluator.evaluate(
-                    tuple(x[piece] for x in inputs), rows[piece], parameters, one if self.bias else None
+                one = (
+                    torch.ones((), dtype=self.dtype, device=inputs[0].device, requires_grad=True) if self.bias else None
                 )
+                found = self.evaluator.evaluate(tuple(x[piece] for x in inputs), rows[piece], parameters, one)
                 for site in self.evaluator.sites:
                     difference = differences[site][rows[piece]] if site in differences else found.values[site]
                     read = self.readout(found.values[site], found.cotangents[site], difference)
@@ -183,7 +189,7 @@ class _Walk:
                     _add(shares, rows[piece], found.one.reshape(1), weights[piece])
 
             self.pieces(len(rows), evaluate)
-        values = {site: _stacked(parts).to(self._dtype(site)) for site, parts in totals.items()}
+        values = {site: _stacked(parts).to(self.dtype) for site, parts in totals.items()}
         result = Attribution(values, self.evaluator.coverage, self.evaluator.cost)
         if self.bias:
             result.bias = _stacked(shares).detach()
@@ -191,10 +197,6 @@ class _Walk:
             result.scores = _stacked(scores).detach()
         self._residual(result, path, starts)
         return result
-
-    def _dtype(self, site: str) -> torch.dtype:
-        names = input_sites(self.inputs)
-        return self.inputs[names.index(site)].dtype if site in names else self.inputs[0].dtype
 
     def _residual(self, result: Attribution, path: Path, starts: Inputs) -> None:
         """Completeness: on a line, the difference to the baseline; with biases, the whole score."""

@@ -15,7 +15,7 @@ from backlight.engine.paths import Inputs, Parameters
 from backlight.engine.rules import RuleSet, running
 from backlight.engine.sites import INPUT, captured
 from backlight.engine.targets import Target, output_tensor
-from backlight.errors import InputError, SiteError
+from backlight.errors import InputError, ModelError, SiteError
 from backlight.shapes import Float
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -103,9 +103,17 @@ class Evaluator:
     def _cotangents(self, scores: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         if not scores.requires_grad:  # a score that does not depend on any site
             return tuple(torch.zeros_like(tensor) for tensor in tensors)
-        return torch.autograd.grad(
-            scores.sum(), tensors, create_graph=self.create_graph, allow_unused=True, materialize_grads=True
-        )
+        try:
+            return torch.autograd.grad(
+                scores.sum(), tensors, create_graph=self.create_graph, allow_unused=True, materialize_grads=True
+            )
+        except RuntimeError as error:
+            if "torch.utils.checkpoint" not in str(error):
+                raise
+            raise ModelError(
+                "the model checkpoints activations, which are computed again without rules: switch that off, "
+                "for example by set_grad_checkpointing(False)"
+            ) from error
 
     def _arguments(self, rows: Tensor) -> tuple[Any, ...]:
         """Tensors with one entry a sample follow the samples."""

@@ -61,20 +61,21 @@ STRUCTURAL = frozenset(
 )
 # Called for what they say; nothing that could be differentiated passes.
 _METADATA = frozenset(
-    "shape size dim ndim ndimension numel stride dtype device layout is_cuda is_leaf grad grad_fn is_contiguous "
-    "is_floating_point is_complex data_ptr storage untyped_storage storage_offset element_size itemsize nbytes item "
+    "shape size dim ndim ndimension numel stride dtype device layout grad grad_fn "
+    "data_ptr storage untyped_storage storage_offset element_size itemsize nbytes item "
     "tolist numpy __len__ __bool__ __repr__ __format__ __hash__ __index__ __int__ __float__ __contains__ __array__ "
-    "is_same_size is_nonzero is_tensor is_storage get_device is_quantized is_sparse is_meta is_nested is_inference "
+    "get_device "
     "has_names names _version eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __invert__ logical_and "
     "logical_or logical_not bitwise_not isnan isinf isfinite isclose allclose equal argmax argmin argsort any all "
     "result_type can_cast zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty "
-    "new_full new_tensor bucketize searchsorted unique nonzero _assert arange is_inference_mode_enabled".split()
+    "new_full new_tensor bucketize searchsorted unique nonzero _assert arange".split()
 )
 
 
 def is_metadata(function: Callable[..., Any]) -> bool:
     """Whether the function passes on nothing that could be differentiated (shapes, comparisons, constants)."""
-    return operation_name(function) in _METADATA
+    name = operation_name(function)
+    return name in _METADATA or name.startswith("is_")
 
 
 @cache

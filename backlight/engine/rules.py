@@ -311,7 +311,8 @@ class Run(TorchFunctionMode):
         rule, original_args = pending
         layer = self._names.get(id(module), "")
         call = Call(lambda z, *rest: output, original_args, {}, type(module).__name__, layer, self)
-        return self._answer(call, self._rules_here(), rule)
+        with torch._C.DisableTorchFunction():
+            return self._answer(call, self._rules_here(), rule)
 
 
 @contextmanager

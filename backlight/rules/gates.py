@@ -1,7 +1,7 @@
 """Gates: activations as a(z) = a(0) + z G(z), and their soft forms.
 
 The pullback of an activation is its adjoint as a dynamic linear operator, delta_z = delta_y G(z): the gate is held,
-not differentiated (Semantic Pullbacks, section 2.2, equation 8). A soft pullback replaces G by G_tau (equations 9 to 12).
+not differentiated (Semantic Pullbacks, section 2.2, equation 8). A soft pullback replaces G by G_tau (equations 9-12).
 Where the paper is silent (everything but ReLU, SiLU and GELU):
 
 - *Switches* are piecewise: one branch for z > 0, another for z < 0. The hard switch is averaged over pre-activations
