@@ -35,11 +35,15 @@ HEAD, CELL = 0.65, SIDE + 0.6  # from the top to the first panel, and from panel
 
 @dataclass(frozen=True)
 class Chance:
-    """A class in a list of predictions: its name, its share in [0, 1], and whether it is the one explained."""
+    """A class in a list of predictions: its name, the length of its bar in [0, 1], and whether it is the explained one.
+
+    `label`: what stands at the bar's end; by default the share in per cent.
+    """
 
     name: str
     share: float
     explained: bool = False
+    label: str = ""
 
 
 def signed_map(attribution: Array, clip: float = CLIP) -> tuple[Float[np.ndarray, "H W"], float]:
@@ -219,7 +223,7 @@ def _draw_predictions(axes: Axes, predictions: Sequence[Chance]) -> None:
         axes.barh(place + 0.32, 1, height=0.22, color=colour, alpha=0.12)
         text: dict[str, Any] = {"fontsize": 8.5, "va": "bottom", "fontweight": weight, "parse_math": False}
         axes.text(0, place + 0.18, _short(chance.name), **text)
-        axes.text(1, place + 0.18, f"{100 * chance.share:.1f} %", ha="right", **text)
+        axes.text(1, place + 0.18, chance.label or f"{100 * chance.share:.1f} %", ha="right", **text)
 
 
 def _short(name: str, most: int = 32) -> str:

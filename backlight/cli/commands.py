@@ -1,0 +1,197 @@
+"""The commands and their options. What they need of torch is imported when they run, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from backlight import __version__
+from backlight.cli import console
+from backlight.errors import BacklightError, ImageError
+
+
+class Commands(TyperGroup):
+    """Turns every error that Backlight raises on purpose into one line and exit status 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BacklightError as error:
+            console.report_error(error)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("backlight: interrupted; what was done is kept", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+class Kind(StrEnum):
+    """File formats of figures."""
+
+    png = "png"
+    svg = "svg"
+    pdf = "pdf"
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Along(StrEnum):
+    """What a counterfactual follows."""
+
+    pullback = "pullback"
+    gradient = "gradient"
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="backlight",
+    help="Explain what PyTorch networks do.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A name of `backlight models`, or ORG/NAME, or a folder.")]
+Weights = Annotated[str | None, typer.Option(metavar="PATH", help="A state dict to load, strictly.")]
+Random = Annotated[bool, typer.Option("--random-weights", help="Do without trained weights.")]
+Classes = Annotated[str | None, typer.Option(metavar="FILE", help="Names of the classes: one a line, or JSON.")]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the files go; made if need be.")]
+OnDevice = Annotated[Device, typer.Option(help="auto is CUDA where there is one.")]
+Format = Annotated[Kind, typer.Option("--format", help="Format of the figures.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+Temperature = Annotated[
+    str | None, typer.Option(help="paper, relative, relative:C, excitation, a number, or JSON by operation or layer.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"backlight {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def explain(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Picture files, or folders of them.")],
+    model: Model = "efficientnet_lite0",
+    method: Annotated[
+        list[str] | None, typer.Option(help="A name of `backlight methods` [default: SoftPullback]; repeat, or A,B.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", metavar="CLASS", help="Name, synset or index; else the prediction.")
+    ] = None,
+    layer: Annotated[str, typer.Option(metavar="SITE", help="`input`, or a name of `backlight layers`.")] = "input",
+    out: Out = Path("out"),
+    device: OnDevice = Device.auto,
+    batch_size: Annotated[int, typer.Option(min=1, help="The most samples in one pass (points of a path).")] = 8,
+    format: Format = Kind.png,
+    json: Json = False,
+    temperature: Temperature = None,
+    weights: Weights = None,
+    random_weights: Random = False,
+    classes: Classes = None,
+    set: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the methods, or METHOD.NAME=VALUE.")
+    ] = None,
+) -> None:
+    """Explain what a network saw in pictures: one figure a picture, one .npz a picture and method."""
+    from backlight.cli.explaining import Explaining, explain_pictures, find_pictures
+    from backlight.cli.networks import open_network
+    from backlight.cli.outputs import output_folder
+    from backlight.cli.settings import methods_with_settings
+
+    folder = output_folder(out)
+    network = open_network(model, weights, random_weights, classes, device)
+    methods = methods_with_settings(method or ["SoftPullback"], set or [], network.front, temperature)
+    index = None if target is None else network.class_index(target)
+    network.site(layer)
+    work = Explaining(network, methods, index, layer, folder, format.value, batch_size)
+    paths, failed = find_pictures(images)
+    if not explain_pictures(work, paths, failed, json):
+        raise typer.Exit(2)
+
+
+@app.command()
+def counterfactual(
+    image: Annotated[str, typer.Argument(help="A picture file.")],
+    to: Annotated[str, typer.Option("--to", metavar="CLASS", help="The class to change it to: name, synset or index.")],
+    model: Model = "efficientnet_lite0",
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 10,
+    step: Annotated[float, typer.Option(help="l2 length of a step, over all entries of a picture in [-1, 1].")] = 20.0,
+    radius: Annotated[float, typer.Option(min=0, help="l2 distance that is not exceeded.")] = 100.0,
+    along: Annotated[Along, typer.Option(help="What to follow.")] = Along.pullback,
+    out: Out = Path("out"),
+    device: OnDevice = Device.auto,
+    format: Format = Kind.png,
+    json: Json = False,
+    temperature: Temperature = None,
+    weights: Weights = None,
+    random_weights: Random = False,
+    classes: Classes = None,
+) -> None:
+    """Change a picture until a network takes it for another class: picture, figure and .npz."""
+    from backlight.cli.counterfactuals import make_counterfactual
+    from backlight.cli.networks import described, open_network
+    from backlight.cli.outputs import output_folder
+    from backlight.cli.settings import parse_value
+    from backlight.methods.perturbation import Counterfactual
+
+    folder = output_folder(out)
+    network = open_network(model, weights, random_weights, classes, device)
+    target = network.class_index(to)
+    softness: Any = "paper" if temperature is None else parse_value("temperature", temperature, "paper")
+    method = Counterfactual(
+        network.front, n_steps=steps, step=step, radius=radius, along=along.value, temperature=softness
+    )
+    if Path(image).is_dir():
+        raise ImageError(f"cannot read {image!r}: it is a folder; a counterfactual is made of one picture")
+    record = make_counterfactual(network, method, Path(image), target, folder, format.value)
+    console.say(f"{image}: {described(record['target'])} after {steps} steps -> {record['figure']}")
+    if json:
+        console.print_json(record)
+
+
+@app.command()
+def methods(json: Json = False) -> None:
+    """List the methods: formula, source, cost, claims, settings."""
+    from backlight.cli.listings import method_records, show_methods
+
+    records = method_records()
+    console.print_json(records) if json else show_methods(records)
+
+
+@app.command()
+def models(
+    filter: Annotated[str | None, typer.Argument(help="A part, or a shell pattern.")] = None, json: Json = False
+) -> None:
+    """List the names that --model takes."""
+    from backlight.cli.listings import model_records, show_models
+
+    records = model_records(filter)
+    console.print_json(records) if json else show_models(records)
+
+
+@app.command()
+def layers(model: Annotated[str, typer.Argument(help="A name of `backlight models`.")], json: Json = False) -> None:
+    """List the layers of a network: the names that --layer takes."""
+    from backlight.cli.listings import layer_records, show_layers
+
+    records = layer_records(model)
+    console.print_json(records) if json else show_layers(records)

@@ -1,0 +1,89 @@
+"""`backlight counterfactual`: a picture near the given one that the network takes for another class."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import backlight
+from backlight.cli.explaining import summary
+from backlight.cli.networks import Network
+from backlight.cli.outputs import LONGEST, write_arrays, write_figure, written
+from backlight.cli.settings import plain_settings
+from backlight.errors import InputError
+from backlight.methods.perturbation import Counterfactual
+from backlight.viz import counterfactual_figure
+
+
+def make_counterfactual(
+    network: Network, method: Counterfactual, path: Path, target: int, out: Path, kind: str
+) -> dict[str, Any]:
+    """Write the perturbed picture, a figure and the arrays; returns the record, with the trajectories `[K + 1]`."""
+    start = time.perf_counter()
+    x = network.picture(path)
+    found = method.explain(x, target)
+    points = torch.cat([point[0] for point in found.points])
+    logits = torch.cat([network.logits(point[None]) for point in points]).double()
+    if network.loaded.classes.unit == "feature":
+        raise InputError(f"{network.loaded.name!r} gives features: a counterfactual needs a classifier")
+    chances = logits.softmax(1)
+    original = int(logits[0].argmax())
+    trajectories = {
+        "target_probability": chances[:, target].tolist(),
+        "original_probability": chances[:, original].tolist(),
+        "target_logit": logits[:, target].tolist(),
+        "prediction": logits.argmax(1).tolist(),
+        "distance": (points - x).flatten(1).norm(dim=1).tolist(),
+    }
+    record = {
+        "image": str(path),
+        "model": network.loaded.name,
+        "version": backlight.__version__,
+        "original": network.prediction(logits[0], original),
+        "target": network.prediction(logits[-1], target),
+        "reached": bool(logits[-1].argmax() == target),
+        "settings": plain_settings(method),
+        "range": [float(points[-1].min()), float(points[-1].max())],
+        "trajectories": trajectories,
+        "cost": summary(found)["cost"],
+        "coverage": summary(found)["coverage"],
+    }
+    files = _write(network, points, record, out / f"{path.stem[:LONGEST]}.to-{_slug(record['target']['name'])}", kind)
+    return {**record, **files, "seconds": round(time.perf_counter() - start, 3)}
+
+
+def _write(network: Network, points: Tensor, record: dict[str, Any], base: Path, kind: str) -> dict[str, str]:
+    x, perturbed = points[0].cpu(), points[-1].cpu()
+    arrays = {"input": x.numpy(), "perturbed": perturbed.numpy(), "difference": (perturbed - x).numpy()}
+    paths = record["trajectories"]
+    curves = {record["target"]["name"]: paths["target_probability"]}
+    if record["original"]["index"] != record["target"]["index"]:
+        curves[record["original"]["name"]] = paths["original_probability"]
+    title = (
+        f"{Path(record['image']).name} · {network.loaded.name} · {record['original']['name']} to "
+        f"{record['target']['name']} · along the {record['settings']['along']}, l2 distance {paths['distance'][-1]:.3g}"
+    )
+    figure = counterfactual_figure(x, perturbed, curves, title)
+    return {
+        "perturbed": _write_picture(base.with_name(f"{base.name}.png"), perturbed),
+        "figure": write_figure(base.with_name(f"{base.name}.figure.{kind}"), figure, kind),
+        "array": write_arrays(base.with_name(f"{base.name}.npz"), arrays, record),
+    }
+
+
+def _write_picture(path: Path, x: Tensor) -> str:
+    """An image in [-1, 1] as an 8-bit PNG."""
+    pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    with written(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")
+    return str(path)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name.lower()).strip("-")[:40] or "class"
