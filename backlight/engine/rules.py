@@ -154,7 +154,7 @@ class Run(TorchFunctionMode):
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self._layers: list[tuple[nn.Module, Any]] = []
         self._sets: dict[str, RuleSet] = {}
-        self._frozen: dict[int, Tensor] = {id(key): value for key, value in (parameters or {}).items()}
+        self._frozen = {id(key): (key, value) for key, value in (parameters or {}).items()}
         self._thread = threading.get_ident()
         self._successors: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> what an in-place call made of it
         self._viewed: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -223,7 +223,7 @@ class Run(TorchFunctionMode):
 
     def _written(self, target: Tensor, call: Call, rules: RuleSet, rule: Rule | None) -> Any:
         """An in-place call made out of place: later uses of the target see the result, its old value stays for us."""
-        if target._is_view() or target in self._viewed:  # other tensors see this memory: write to it
+        if target._is_view() or target in self._viewed or not target.requires_grad:  # others may see this memory
             result = self._answer(replace(call, args=(target.clone(), *call.args[1:])), rules, rule)
             return target.copy_(result)
         result = self._answer(call, rules, rule)
@@ -240,11 +240,9 @@ class Run(TorchFunctionMode):
         """What an argument stands for now: successors of tensors written in place, frozen parameters."""
         if isinstance(value, Tensor):
             if isinstance(value, nn.Parameter):
-                if not value.requires_grad and id(value) not in self._frozen:
-                    return value
-                if id(value) not in self._frozen:
-                    self._frozen[id(value)] = value.detach()
-                return self._frozen[id(value)]
+                if value.requires_grad or id(value) in self._frozen:
+                    return self._frozen.setdefault(id(value), (value, value.detach()))[1]
+                return value
             while self._successors and value in self._successors:
                 value = self._successors[value]
             return value
@@ -293,11 +291,15 @@ class Run(TorchFunctionMode):
         rule = self._rules_here().modules.get(type(module).__name__)
         if rule is None or not args or not needs_gradient(args[0]):
             return None
+        args = self._present(args)
         self._layers[-1] = (module, (rule, args))
         return (args[0].detach(), *args[1:])
 
     def leave_module(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Global forward hook: attaches the module rule's vector-Jacobian product to the value that was computed."""
+        """Global forward hook: attaches the module rule's vector-Jacobian product to the value that was computed.
+
+        A module may return a tensor that it wrote to in place: what leaves it is what that tensor stands for now.
+        """
         if threading.get_ident() != self._thread:
             return None
         while self._layers:
@@ -307,7 +309,7 @@ class Run(TorchFunctionMode):
         else:
             return None
         if pending is None or output is None:
-            return None
+            return self._present(output) if self._successors else None
         rule, original_args = pending
         layer = self._names.get(id(module), "")
         call = Call(lambda z, *rest: output, original_args, {}, type(module).__name__, layer, self)
@@ -341,20 +343,14 @@ def running(model: nn.Module, rules: RuleSet = GRADIENT, **settings: Any) -> Ite
 
 def _check_transparent(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        compiled = (
-            type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-        )
-        opaque = (
-            "scripted"
-            if isinstance(module, torch.jit.ScriptModule)
-            else "compiled"
-            if compiled
-            else "data-parallel"
-            if isinstance(module, nn.DataParallel)
-            else None
-        )
-        if opaque:
-            raise ModelError(f"layer {name or '(root)'!r} is {opaque}: rules cannot see into it; pass the plain module")
+        opaque = {
+            "scripted": isinstance(module, torch.jit.ScriptModule),
+            "compiled": type(module).__name__ == "OptimizedModule"
+            or bool(getattr(module, "_compiled_call_impl", None)),
+            "data-parallel": isinstance(module, nn.DataParallel),
+        }
+        for kind in (kind for kind, found in opaque.items() if found):
+            raise ModelError(f"layer {name or '(root)'!r} is {kind}: rules cannot see into it; pass the plain module")
 
 
 def _check_layers(model: nn.Module, rules: RuleSet) -> None:

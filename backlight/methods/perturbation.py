@@ -62,11 +62,10 @@ class Accentuation(PullbackAscent):
         """
         found = self.explain(inputs, target, **settings)
         points = [point[0] for point in found.points]
-        scorer = as_target(target)
+        size = settings.get("internal_batch_size") or len(inputs)
         with torch.no_grad():
-            start = output_tensor(self.model(inputs))
-            scorer = scorer.fixed(start)
-            outputs = [start, *(output_tensor(self.model(point)) for point in points[1:])]
+            outputs = [torch.cat([output_tensor(self.model(x)) for x in point.split(size)]) for point in points]
+        start, scorer = outputs[0], as_target(target).fixed(outputs[0])
         if not isinstance(scorer, Logit) or start.ndim != 2:
             raise InputError("a perturbation needs a class as its target")
         scores = torch.stack([scorer(output) for output in outputs])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -202,18 +203,41 @@ def _pad_masks(given: dict[str, Any]) -> None:
             given[name] = F.pad(given[name], (0, 1))
 
 
+def _batch(given: dict[str, Any]) -> None:
+    """A batch of one; tensors that were the same stay the same."""
+    same = {id(given[name]): given[name].unsqueeze(1) for name in ("query", "key", "value")}
+    given.update({name: same[id(given[name])] for name in ("query", "key", "value")})
+    if given["key_padding_mask"] is not None:
+        given["key_padding_mask"] = given["key_padding_mask"].unsqueeze(0)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
+    """Attention with its weights at hand; q, k, v `[N heads, L, width]`; output `[L, N heads, width]`."""
+    scaled, k = q * math.sqrt(1.0 / q.shape[-1]), k.transpose(-2, -1)
+    logits = torch.bmm(scaled, k) if mask is None else torch.baddbmm(mask, scaled, k)
+    weights = F.softmax(logits, dim=-1)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    return torch.bmm(weights, v).transpose(0, 1), weights
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, batch: int, causal: bool
+) -> tuple[Tensor, None]:
+    """The fused kernel; q, k, v `[N heads, L, width]`; output `[L, N, heads, width]`."""
+    heads, sources = len(q) // batch, k.shape[1]
+    if mask is not None:
+        mask = mask.unsqueeze(0) if mask.shape[0] == 1 else mask.view(batch, heads, -1, sources)
+    q, k, v = (x.view(batch, heads, x.shape[1], x.shape[2]) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal).permute(2, 0, 1, 3), None
+
+
 def _multihead(**given: Any) -> tuple[Tensor, Tensor | None]:
     unbatched = given["query"].ndim == 2
     if unbatched:
-        same = {id(given[name]): given[name].unsqueeze(1) for name in ("query", "key", "value")}
-        given.update({name: same[id(given[name])] for name in ("query", "key", "value")})
-        if given["key_padding_mask"] is not None:
-            given["key_padding_mask"] = given["key_padding_mask"].unsqueeze(0)
-    if given["is_causal"] and not given["need_weights"] and given["key_padding_mask"] is None:
+        _batch(given)
+    causal = bool(given["is_causal"]) and not given["need_weights"] and given["key_padding_mask"] is None
+    if causal:
         given["attn_mask"] = None
-        causal = True
-    else:
-        causal = False
     targets, batch, size = given["query"].shape
     heads = given["num_heads"]
     width = size // heads
@@ -229,19 +253,9 @@ def _multihead(**given: Any) -> tuple[Tensor, Tensor | None]:
     sources = k.shape[1]
     mask = _mask(given, batch, heads, targets, sources, q.dtype)
     dropout = given["dropout_p"] if given["training"] else 0.0
-    if given["need_weights"]:
-        scaled = q * math.sqrt(1.0 / width)
-        k = k.transpose(-2, -1)
-        logits = torch.bmm(scaled, k) if mask is None else torch.baddbmm(mask, scaled, k)
-        weights = F.dropout(F.softmax(logits, dim=-1), dropout) if dropout else F.softmax(logits, dim=-1)
-        output = torch.bmm(weights, v).transpose(0, 1).reshape(targets * batch, size)
-    else:
-        if mask is not None:
-            mask = mask.unsqueeze(0) if mask.shape[0] == 1 else mask.view(batch, heads, -1, sources)
-        q, k, v = (x.view(batch, heads, x.shape[1], width) for x in (q, k, v))
-        output = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
-        output = output.permute(2, 0, 1, 3).reshape(batch * targets, size)
-        weights = None
+    weigh = _explicit if given["need_weights"] else partial(_fused, batch=batch, causal=causal)
+    output, weights = weigh(q, k, v, mask, dropout)
+    output = output.reshape(targets * batch, size)
     output = F.linear(output, given["out_proj_weight"], given["out_proj_bias"])
     output = output.view(targets, batch, output.shape[1])
     if weights is not None:
