@@ -1,0 +1,45 @@
+"""Shared by all tests: shapes are checked at run time, seeds are fixed, tests for a GPU are skipped without one."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+_HOOK = install_import_hook("backlight", "shape_checks.checked")  # before the package is imported
+
+import torch  # noqa: E402
+from known_bugs import KNOWN_BUGS  # noqa: E402
+
+THREADS = min(2, os.cpu_count() or 1)
+torch.set_num_threads(THREADS)
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of known bugs must fail; tests marked `gpu` are skipped where there is no CUDA device."""
+    for item in items:
+        for pattern, reason in KNOWN_BUGS.items():
+            if re.search(pattern, item.nodeid):
+                item.add_marker(pytest.mark.xfail(strict=True, reason=reason))
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of test pictures and weights, beside the repository; tests that need it are skipped without it."""
+    if not DATA.is_dir():
+        pytest.skip(f"no test data at {DATA}")
+    return DATA
