@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from backlight.errors import MissingExtraError
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command, by default the process's own arguments; exits with its status.
@@ -16,5 +18,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich"):
             raise
-        sys.exit(f"backlight: error: this needs the package {error.name!r}: pip install 'backlight[cli]'")
+        print(f"backlight: error: {MissingExtraError(error.name or 'typer', 'cli')}", file=sys.stderr)
+        sys.exit(2)
     app(arguments if arguments is None else list(arguments), prog_name="backlight")

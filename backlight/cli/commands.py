@@ -74,10 +74,11 @@ Temperature = Annotated[
 ]
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         print(f"backlight {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

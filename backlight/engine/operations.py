@@ -22,6 +22,7 @@ _SPELLINGS = {
     "avg_pool": "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
     "conv": "conv1d conv2d conv3d convolution",
     "conv_transpose": "conv_transpose1d conv_transpose2d conv_transpose3d",
+    "logsigmoid": "log_sigmoid",
     "clamp": "clip clamp_min clamp_max",
     "attention": "scaled_dot_product_attention",
     "multihead_attention": "multi_head_attention_forward",

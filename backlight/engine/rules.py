@@ -271,12 +271,20 @@ class Run(TorchFunctionMode):
     def _pass_marks(self, call: Call, result: Any) -> None:
         """What is moved stays what it is; attention weights stay weights when heads are mixed."""
         source = next((value for value in call.args if needs_gradient(value)), None)
-        if source is None or not isinstance(result, Tensor) or source not in self.marks:
+        if source is not None and call.operation in STRUCTURAL | {"linear", "conv"}:
+            self.pass_mark(call, source, result)
+
+    def pass_mark(self, call: Call, source: Tensor, result: Any) -> None:
+        """Mark the result of a call as what its source is; what the mark carries goes through the same call."""
+        mark = self.marks.get(source)
+        mixed = call.operation in ("linear", "conv")
+        if mark is None or result is source or not isinstance(result, Tensor) or (mixed and mark.kind != "weights"):
             return
-        mark = self.marks[source]
-        mixes = mark.kind == "weights" and call.operation in ("linear", "conv")
-        if result is not source and (call.operation in STRUCTURAL or mixes):
-            self.marks[result] = mark
+        if mark.kind == "weights" and mark.source is not None:
+            with torch.no_grad():
+                args = tuple(mark.source if value is source else value for value in call.args)
+                mark = Mark("weights", call.function(*args, **call.kwargs))
+        self.marks[result] = mark
 
     def _note_views(self, result: Any) -> None:
         for value in result if isinstance(result, (tuple, list)) else (result,):

@@ -16,7 +16,7 @@ from backlight.rules.clipped import DeconvnetRule, GuidedRule
 from backlight.rules.gates import GateFunction, GateRule, GLURule, gate_rules, logistic, normal_cdf
 from backlight.rules.normalisation import MeanRule, NormalizeRule, NormRule
 from backlight.rules.pooling import PoolRule, excitation_routing, soft_routing
-from backlight.rules.products import CentreRule, PowerRule, ProductRule, QuotientRule
+from backlight.rules.products import CentreRule, PowerRule, ProductRule, QuotientRule, SpreadRule
 from backlight.rules.temperature import Relative, Temperature, TemperatureSetting, temperatures
 
 DEFAULT_TEMPERATURE: TemperatureSetting = "paper"
@@ -66,6 +66,9 @@ def _adjoint_rules(
         **dict.fromkeys(("mul", "matmul", "addmm", "einsum"), ProductRule(gates)),
         "div": QuotientRule(),
         **dict.fromkeys(("pow", "square", "sqrt", "rsqrt", "reciprocal"), PowerRule()),
+        **dict.fromkeys(
+            ("norm", "linalg_norm", "linalg_vector_norm", "std", "var", "std_mean", "var_mean"), SpreadRule()
+        ),
         "attention": AttentionRule(attention),
         "multihead_attention": MultiheadRule(),
         "softmax": SoftmaxRule(attention),

@@ -204,9 +204,8 @@ def _pad_masks(given: dict[str, Any]) -> None:
 
 
 def _batch(given: dict[str, Any]) -> None:
-    """A batch of one; tensors that were the same stay the same."""
-    same = {id(given[name]): given[name].unsqueeze(1) for name in ("query", "key", "value")}
-    given.update({name: same[id(given[name])] for name in ("query", "key", "value")})
+    """A batch of one; as in PyTorch, tensors that were the same are no longer projected together."""
+    given.update({name: given[name].unsqueeze(1) for name in ("query", "key", "value")})
     if given["key_padding_mask"] is not None:
         given["key_padding_mask"] = given["key_padding_mask"].unsqueeze(0)
 

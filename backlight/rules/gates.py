@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlight.engine.rules import Call, Mark, Rule
+from backlight.engine.rules import Call, Mark, Rule, needs_gradient
 from backlight.rules.temperature import Temperature, resolve
 
 # z, tau -> gate
@@ -131,11 +131,11 @@ def _gelu_gate(z: Tensor, approximate: str = "none") -> Tensor:
 
 
 def _softplus_gate(z: Tensor, beta: float) -> Tensor:
-    # log((1 + e^u) / 2) / u, u = beta z, without cancellation at 0 or overflow
+    # log((1 + e^u) / 2) / u, u = beta z, without cancellation at 0, and finite for infinite u
     u = z * beta
-    centred = F.softplus(-u.abs()) - math.log(2) + u.clamp(min=0)
-    small = torch.log1p(torch.expm1(u.clamp(-1, 1)) / 2)
-    return _ratio(torch.where(u.abs() < 1, small, centred), u, 0.5)
+    small = _ratio(torch.log1p(torch.expm1(u.clamp(-1, 1)) / 2), u.clamp(-1, 1), 0.5)
+    large = (u > 0) + (F.softplus(-u.abs()) - math.log(2)) / torch.where(u.abs() < 1, 1, u)
+    return torch.where(u.abs() < 1, small, large)
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -165,6 +165,9 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+_MAXIMA = ("maximum", "fmax", "max")
+
+
 def _read(call: Call) -> tuple[str, tuple[Any, ...]] | None:
     """(activation, parameters) of a call; None where it is none: a clamp that is not one, a maximum of two signals."""
     operation, get = call.operation, call.argument
@@ -175,7 +178,7 @@ def _read(call: Call) -> tuple[str, tuple[Any, ...]] | None:
         low = get(1, lower, default[0]) if function != "clamp_max" else None
         high = get(1, "max") if function == "clamp_max" else get(2, upper, default[1])
         return _clipped(low, high)
-    if operation == "maximum" and isinstance(other := get(1, "other"), Tensor) and not other.requires_grad:
+    if operation in _MAXIMA and isinstance(other := get(1, "other"), Tensor) and not other.requires_grad:
         return ("relu", ()) if not bool(other.any()) else None
     if operation == "threshold":
         return ("relu", ()) if (get(1, "threshold"), get(2, "value")) == (0, 0) else None
@@ -221,6 +224,8 @@ class GateRule:
     label: str = "gate"
 
     def __call__(self, call: Call) -> Any:
+        if call.operation in _MAXIMA and len(call.args) > 1 and not needs_gradient(call.input):
+            call = replace(call, args=(call.args[1], call.args[0], *call.args[2:]))
         read = _read(call)
         if read is None:
             return NotImplemented
@@ -251,8 +256,7 @@ class GateRule:
 
 def gate_rules(rule: Rule) -> dict[str, Rule]:
     """The rule, under the name of every operation that is an activation."""
-    spellings = ("clamp", "maximum", "threshold", "selu", "celu", "rrelu")
-    return dict.fromkeys((*ACTIVATIONS, *spellings), rule)
+    return dict.fromkeys((*ACTIVATIONS, *_MAXIMA, "clamp", "threshold", "selu", "celu", "rrelu"), rule)
 
 
 @dataclass(frozen=True)

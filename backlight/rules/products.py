@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from backlight.engine.adjoint import alias, replace_adjoint
-from backlight.engine.rules import Call, needs_gradient
-from backlight.errors import UncoveredOperationError
+from backlight.engine.rules import Call, Mark, needs_gradient
 from backlight.rules.gates import GateRule
 
 
@@ -38,11 +37,6 @@ def _with_factors(call: Call, change: dict[int, Tensor]) -> Any:
 
 def _weighed_by(call: Call, weights: Tensor, softer: Tensor, signal: Tensor) -> Any:
     """weights times signal, whose backward pass meets the softer weights (Semantic Pullbacks, equation 17)."""
-    if softer.numel() != weights.numel():
-        raise UncoveredOperationError(
-            f"in layer {call.layer!r} attention weights change shape: only temperature 1 works"
-        )
-    softer = softer.reshape(weights.shape).to(weights.dtype)
 
     def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -90,7 +84,7 @@ class ProductRule:
         if call.operation != "mul" or not signals or signals[0] not in call.run.marks:
             return NotImplemented
         result = call.original()
-        call.run.marks[result] = call.run.marks[signals[0]]
+        call.run.pass_mark(call, signals[0], result)
         return result
 
 
@@ -106,8 +100,8 @@ class QuotientRule:
             numerator, denominator = denominator, numerator
         if not needs_gradient(denominator):
             result = call.original()
-            if numerator in call.run.marks:
-                call.run.marks[result] = call.run.marks[numerator]
+            if needs_gradient(numerator):
+                call.run.pass_mark(call, numerator, result)
             return result
         return _with_factors(call, {id(denominator): denominator.detach()})
 
@@ -128,6 +122,24 @@ class PowerRule:
         if exponent < 0:
             return call.original().detach()
         return call.adjoint(lambda z, y, cotangent: cotangent * (z.detach() ** (exponent - 1)))
+
+
+@dataclass(frozen=True)
+class SpreadRule:
+    """Norms and deviations are homogeneous of degree 1, f(x) = <grad f, x>: the gradient. Variances, of degree 2: half.
+
+    As denominators they are held by what divides.
+    """
+
+    label: str = "homogeneous"
+
+    def __call__(self, call: Call) -> Any:
+        result = call.original()
+        if call.operation in ("var_mean", "std_mean"):
+            spread, mean = result
+            call.run.marks[mean] = Mark("mean", call.input)
+            return (halved(spread) if call.operation == "var_mean" else spread), mean
+        return halved(result) if call.operation == "var" else result
 
 
 @dataclass(frozen=True)
