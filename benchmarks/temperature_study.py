@@ -2,7 +2,7 @@
 
     python benchmarks/temperature_study.py --data FOLDER --weights FOLDER [--limit 100] [--ascents] --out FOLDER
 
-FOLDER holds `photos_500/` with `labels.csv` (file, class_index) and, for the CIFAR networks, `cifar10.npz`. Two measures:
+FOLDER holds `photos_500/` with `labels.csv` (file, class_index) and, for the CIFAR networks, `cifar10.npz`. Measures:
 
 - *Infidelity* in the protocol of the Semantic Pullbacks paper (cumulative sweeps of patches of a half and a quarter of
   the side, filled with one scalar an image; optimal scaling): E[(beta a - b)^2], a = <phi, x - x'>, b = f(x) - f(x').
@@ -218,6 +218,26 @@ def summary(rows: list[dict[str, list[float]]]) -> list[dict[str, object]]:
     return table
 
 
+def markdown(out: Path) -> str:
+    """A table a measure: maps down, networks across; infidelity as mean / median (win share against the gradient)."""
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(out.glob("*.json"))}
+    names = [row["map"] for row in next(iter(found.values()))["summary"]]
+    lines = []
+    for title, cell in (
+        (
+            "Infidelity, mean / median (win share)",
+            lambda row: f"{row['mean']:.2f} / {row['median']:.2f} ({row['win']:.2f})",
+        ),
+        ("Patch correlation", lambda row: f"{row['correlation']:.3f}"),
+    ):
+        lines += [f"### {title}", "", "| map | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+        for name in names:
+            cells = [cell(next(row for row in each["summary"] if row["map"] == name)) for each in found.values()]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -227,8 +247,12 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*")
     parser.add_argument("--ascents", action="store_true")
     parser.add_argument("--out", required=True, help="a folder: one JSON file a network, with every image's scores")
+    parser.add_argument("--report", action="store_true", help="only print the tables of the JSON files in --out")
     options = parser.parse_args()
     out = Path(options.out)
+    if options.report:
+        print(markdown(out))
+        return
     out.mkdir(parents=True, exist_ok=True)
     for name, model, images, step in networks(options):
         compared = maps(options.ascents, step)
