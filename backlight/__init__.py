@@ -37,7 +37,9 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_PUBLIC[name]), name)
     if not name.startswith("_") and name in _methods():
         return getattr(import_module(f"backlight.methods.{_methods()[name]}"), name)
-    raise AttributeError(f"module 'backlight' has no attribute {name!r}")
+    from backlight.errors import UnknownNameError
+
+    raise AttributeError(str(UnknownNameError("name in backlight", name, __dir__())))
 
 
 def __dir__() -> list[str]:

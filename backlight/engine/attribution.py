@@ -92,6 +92,7 @@ def attribute(
     evaluator = Evaluator(
         model, as_target(target), rules, names, count, strict, create_graph, () if arguments == (None,) else arguments
     )
+    evaluator.target.check(count)
     walk = _Walk(evaluator, inputs, 1 if bias else _limit(internal_batch_size, count), as_readout(readout), bias)
     if evaluator.target.chooses and not isinstance(path, Point):
         walk.fix_target()

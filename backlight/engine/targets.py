@@ -51,6 +51,12 @@ class Target:
     per_sample: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in self.per_sample:
+            value = getattr(self, name)
+            entries = tuple(map(_per_sample, value)) if isinstance(value, tuple) else _per_sample(value)
+            object.__setattr__(self, name, entries)
+
     def __call__(self, outputs: Any, hidden: Mapping[str, Tensor] | None = None) -> Float[Tensor, "N"]:
         scores = self.score(outputs, hidden or {})
         if scores.ndim != 1:
@@ -61,13 +67,21 @@ class Target:
         """The scores `[N]`."""
         raise NotImplementedError
 
+    def check(self, samples: int) -> None:
+        """Raise TargetError where a field with one entry a sample has another number of entries."""
+        for name in self.per_sample:
+            value = getattr(self, name)
+            for entry in value if isinstance(value, tuple) else (value,):
+                if isinstance(entry, Tensor) and len(entry) not in (1, samples):
+                    raise TargetError(f"{len(entry)} target indices for {samples} samples")
+
     def rows(self, rows: Tensor) -> Target:
         """The target of a batch that is made of these samples of the present one, in this order."""
 
         def taken(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(taken(entry) for entry in value)
-            return value[rows.to(value.device)] if isinstance(value, Tensor) and value.numel() > 1 else value
+            return value[rows.to(value.device)] if isinstance(value, Tensor) and len(value) > 1 else value
 
         fields = {name: taken(getattr(self, name)) for name in self.per_sample}
         return replace(self, **fields) if fields else self  # type: ignore[type-var]
@@ -83,12 +97,16 @@ class Target:
 
 
 def _per_sample(index: Any) -> Any:
-    """Indices as given (int) or as a `[N]` tensor."""
-    if isinstance(index, bool) or (isinstance(index, Tensor) and index.is_floating_point()):
+    """None or an int as given, anything else as an integer tensor `[N]` or `[N, k]`."""
+    if index is None or (isinstance(index, int) and not isinstance(index, bool)):
+        return index
+    try:
+        tensor = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError):
+        raise TargetError(f"a class index is an integer, not {index!r}") from None
+    if tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise TargetError(f"a class index is an integer, not {index!r}")
-    if isinstance(index, (int, Tensor)):
-        return index.reshape(-1) if isinstance(index, Tensor) else index
-    return torch.as_tensor(index)
+    return tensor.reshape(-1) if tensor.ndim == 0 else tensor
 
 
 def pick(values: Float[Tensor, "N *K"], index: Any) -> Float[Tensor, "N *P"]:
@@ -258,7 +276,7 @@ class Unit(Target):
             except IndexError as error:
                 raise TargetError(f"position {self.position} at site {self.site!r}: {error}") from None
         if self.channel is not None:
-            value = pick(value, _per_sample(self.channel))
+            value = pick(value, self.channel)
         flat = value.reshape(len(value), -1)
         reductions: dict[str, Callable[[Tensor], Tensor]] = {
             "sum": lambda v: v.sum(1),
@@ -299,7 +317,7 @@ def as_target(target: Any) -> Target:
     if isinstance(target, list) and target and isinstance(target[0], (tuple, list)):
         return Logit(tuple(torch.as_tensor(column) for column in zip(*target, strict=True)))
     if isinstance(target, (int, list, Tensor)) or hasattr(target, "__array__"):
-        return Logit(_per_sample(target))
+        return Logit(target)
     if callable(target):
         return Function(target)
     raise TargetError(f"a target is a class index, one a sample, a Target or a callable, not {target!r}")
