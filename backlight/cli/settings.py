@@ -44,14 +44,14 @@ def methods_with_settings(
 
 def _build(cls: type[Method], model: nn.Module, settings: Mapping[str, Any]) -> Method:
     """A method whose wrong values are said now, once, and not again for each picture."""
-    built = cls(model, **settings)
     try:
+        built = cls(model, **settings)
         built.rules()
         built.path()
     except (TypeError, ValueError) as error:
         if isinstance(error, BacklightError):
             raise
-        raise InputError(f"a setting of {cls.__name__} has the wrong type: {error}") from None
+        raise InputError(f"the settings of {cls.__name__} do not fit: {error}") from None
     return built
 
 
@@ -85,11 +85,12 @@ def parse_value(name: str, text: str, default: Any) -> Any:
         return Relative(_number(name, value.removeprefix("relative:")))
     if isinstance(default, bool) and not isinstance(value, bool):
         raise InputError(f"{name} is true or false, got {text!r}")
-    if isinstance(default, int) and not isinstance(default, bool) and (type(value) is not int):
+    whole = isinstance(default, int) and not isinstance(default, bool)
+    if whole and type(value) is not int:
         raise InputError(f"{name} is a whole number, got {text!r}")
     if isinstance(default, float) and value is not None:
         return _number(name, text)
-    return value
+    return float(value) if type(value) is int and not whole else value  # radius, baseline, temperature
 
 
 def _number(name: str, text: str) -> float:

@@ -18,6 +18,12 @@ from backlight.engine.targets import Target, output_tensor
 from backlight.errors import InputError, ModelError, SiteError
 from backlight.shapes import Float
 
+_NOT_OURS = {
+    "torch.utils.checkpoint": "the model checkpoints activations, which are computed again without rules: switch that "
+    "off, for example by set_grad_checkpointing(False)",
+    "modified by an inplace operation": "the model writes, through another view of the same memory, to what an "
+    "explanation needs: make that write out of place",
+}
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
@@ -108,12 +114,10 @@ class Evaluator:
                 scores.sum(), tensors, create_graph=self.create_graph, allow_unused=True, materialize_grads=True
             )
         except RuntimeError as error:
-            if "torch.utils.checkpoint" not in str(error):
+            known = next((cause for words, cause in _NOT_OURS.items() if words in str(error)), None)
+            if known is None:
                 raise
-            raise ModelError(
-                "the model checkpoints activations, which are computed again without rules: switch that off, "
-                "for example by set_grad_checkpointing(False)"
-            ) from error
+            raise ModelError(known) from error
 
     def _arguments(self, rows: Tensor) -> tuple[Any, ...]:
         """Tensors with one entry a sample follow the samples."""

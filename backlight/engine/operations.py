@@ -66,7 +66,7 @@ _METADATA = frozenset(
     "data_ptr storage untyped_storage storage_offset element_size itemsize nbytes item "
     "tolist numpy __len__ __bool__ __repr__ __format__ __hash__ __index__ __int__ __float__ __contains__ __array__ "
     "get_device "
-    "has_names names _version eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __invert__ logical_and "
+    "has_names names _version _base eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __invert__ logical_and "
     "logical_or logical_not bitwise_not isnan isinf isfinite isclose allclose equal argmax argmin argsort any all "
     "result_type can_cast zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty "
     "new_full new_tensor bucketize searchsorted unique nonzero _assert arange".split()

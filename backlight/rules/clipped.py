@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from backlight.engine.adjoint import alias, replace_adjoint
 from backlight.engine.rules import Call
 
 
@@ -34,4 +33,5 @@ class GuidedRule:
 
     def __call__(self, call: Call) -> Any:
         result: Tensor = call.original()
-        return replace_adjoint(result, alias, lambda z, y, cotangent: cotangent.clamp(min=0), keep="")
+        result.register_hook(lambda cotangent: cotangent.clamp(min=0))  # lives as long as the graph of this call
+        return result
