@@ -84,8 +84,9 @@ class Evaluator:
         leaves = dict(
             zip(names, (self._leaf(x, name, one) for x, name in zip(inputs, names, strict=True)), strict=True)
         )
+        settings = {"strict": self.strict, "parameters": parameters, "one": one}
         with torch.enable_grad():
-            with running(self.model, self.rules, strict=self.strict, parameters=parameters, one=one) as run:
+            with running(self.model, self.rules, differentiable=self.create_graph, **settings) as run:
                 for leaf in leaves.values():
                     run.keep(leaf)
                 with captured(self.model, dict.fromkeys((*hidden, *target.sites)), run.keep) as store:
@@ -93,6 +94,7 @@ class Evaluator:
             scores = target(outputs, store)
             values = {site: leaves[site] if site in leaves else store[site] for site in self.sites}
             cotangents = self._cotangents(scores, [*values.values(), *([] if one is None else [one])])
+        run.phase.explaining = False
         self.coverage.merge(run.coverage)
         self.cost.forwards += len(rows)
         self.cost.backwards += len(rows)

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from backlight.engine.adjoint import VectorJacobianProduct, replace_adjoint
+from backlight.engine.adjoint import Phase, VectorJacobianProduct, hold, replace_adjoint
 from backlight.engine.coverage import Coverage
 from backlight.engine.operations import AFFINE, PRODUCTS, STRUCTURAL, is_metadata, operation_name, out_of_place
 from backlight.errors import ModelError, UncoveredOperationError, UnknownNameError
@@ -107,6 +108,9 @@ class Call:
 
     def original(self) -> Any:
         """The call as the model made it, with autograd's own vector-Jacobian product."""
+        if self.run.phase.differentiable and self.operation in ("attention", "multihead_attention"):
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+                return self.function(*self.args, **self.kwargs)
         return self.function(*self.args, **self.kwargs)
 
     def on(self, z: Tensor) -> Any:
@@ -117,7 +121,11 @@ class Call:
 
     def adjoint(self, vjp: VectorJacobianProduct, keep: str = "z") -> Any:
         """The call's value, with `vjp(z, y, cotangent)` as its vector-Jacobian product in the first argument z."""
-        return replace_adjoint(self.input, self.on, vjp, keep)
+        return replace_adjoint(self.input, self.on, vjp, keep, self.run.phase)
+
+    def hold(self, x: Tensor) -> Tensor:
+        """x without a cotangent: a statistic, a gate, a weight."""
+        return hold(x, self.run.phase)
 
     def signals(self) -> list[Tensor]:
         """The factors of a product that the explanation is differentiated through; none for other operations."""
@@ -137,6 +145,7 @@ class Run(TorchFunctionMode):
     Parameters are replaced by detached aliases (or by what `parameters` maps them to), so that nothing is kept for
     gradients nobody asked for. `one`: the augmented coordinate of appendix D of the Semantic Pullbacks paper; where it
     is given, every additive constant is multiplied by it, and its gradient is the share of the biases.
+    `differentiable`: the explanation will be differentiated; `phase.explaining` has to be set to False before that.
     """
 
     def __init__(
@@ -146,9 +155,11 @@ class Run(TorchFunctionMode):
         strict: bool = True,
         parameters: Mapping[nn.Parameter, Tensor] | None = None,
         one: Tensor | None = None,
+        differentiable: bool = False,
     ) -> None:
         super().__init__()
         self.rules, self.strict, self.one = rules, strict, one
+        self.phase = Phase(differentiable)
         self.coverage = Coverage()
         self.marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
@@ -281,7 +292,7 @@ class Run(TorchFunctionMode):
         if mark is None or result is source or not isinstance(result, Tensor) or (mixed and mark.kind != "weights"):
             return
         if mark.kind == "weights" and mark.source is not None:
-            with torch.no_grad():
+            with torch.set_grad_enabled(self.phase.differentiable):
                 args = tuple(mark.source if value is source else value for value in call.args)
                 mark = Mark("weights", call.function(*args, **call.kwargs))
         self.marks[result] = mark
@@ -320,7 +331,11 @@ class Run(TorchFunctionMode):
             return self._present(output) if self._successors else None
         rule, original_args = pending
         layer = self._names.get(id(module), "")
-        call = Call(lambda z, *rest: output, original_args, {}, type(module).__name__, layer, self)
+
+        def function(*args: Any) -> Any:  # the value is known; only a second derivative asks for it again
+            return module.forward(*args) if torch.is_grad_enabled() else output
+
+        call = Call(function, original_args, {}, type(module).__name__, layer, self)
         with torch._C.DisableTorchFunction():
             return self._answer(call, self._rules_here(), rule)
 

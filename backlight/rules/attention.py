@@ -31,18 +31,15 @@ class AttentionRule:
     def __call__(self, call: Call) -> Any:
         names = ("query", "key", "value")
         q, k, v = (call.argument(position, name) for position, name in enumerate(names))
-        q, k = q.detach(), k.detach()
         rest = {key: value for key, value in call.kwargs.items() if key not in names}
 
-        def fused(value: Tensor) -> Any:
+        def fused(value: Tensor, q: Tensor, k: Tensor) -> Any:
             return call.function(q, k, value, *call.args[3:], **rest)
 
-        if not needs_gradient(v):
-            return fused(v)
-        if self.temperature == 1:
-            return fused(v)
+        if not needs_gradient(v) or (self.temperature == 1 and not call.run.phase.differentiable):
+            return fused(v, q.detach(), k.detach())
 
-        def vjp(value: Tensor, y: Any, cotangent: Tensor) -> Tensor:
+        def vjp(value: Tensor, y: Any, cotangent: Tensor, q: Tensor, k: Tensor) -> Tensor:
             weights = self._soft_weights(call, q, k)
             groups = weights.shape[-3] // value.shape[-3] if value.ndim > 2 else 1
             result = weights.transpose(-2, -1) @ cotangent
@@ -50,7 +47,7 @@ class AttentionRule:
                 result = result.unflatten(-3, (value.shape[-3], groups)).sum(-3)
             return result
 
-        return replace_adjoint(v, fused, vjp)
+        return replace_adjoint(v, fused, vjp, "z", call.run.phase, (q, k))
 
     def _soft_weights(self, call: Call, q: Tensor, k: Tensor) -> Tensor:
         mask, causal = call.argument(3, "attn_mask"), call.argument(5, "is_causal", False)
@@ -88,7 +85,8 @@ class SoftmaxRule:
         softer = None
         if self.temperature != 1:
             axis = call.argument(1, "dim")
-            logits = call.input.detach().movedim(-1 if axis is None else axis, -1)
+            logits = call.input if call.run.phase.differentiable else call.input.detach()
+            logits = logits.movedim(-1 if axis is None else axis, -1)
             softer = softened(logits, self.temperature).movedim(-1, -1 if axis is None else axis)
         call.run.marks[result] = Mark("weights", softer)
         return result

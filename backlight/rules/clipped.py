@@ -33,5 +33,6 @@ class GuidedRule:
 
     def __call__(self, call: Call) -> Any:
         result: Tensor = call.original()
-        result.register_hook(lambda cotangent: cotangent.clamp(min=0))  # lives as long as the graph of this call
+        phase = call.run.phase
+        result.register_hook(lambda cotangent: cotangent.clamp(min=0) if phase.explaining else cotangent)
         return result

@@ -130,7 +130,9 @@ class NormRule:
             shift = -mean * scale if weight is None else -mean * scale * weight
             return shift if bias is None else shift + bias
 
-        result = replace_adjoint(call.input, compute, vjp, "" if call.operation == "batch_norm" else "z")
+        result = replace_adjoint(
+            call.input, compute, vjp, "" if call.operation == "batch_norm" else "z", call.run.phase
+        )
         return call.run.bias(result, constant)
 
 
@@ -145,7 +147,7 @@ class NormalizeRule:
             p, axis, eps = call.argument(1, "p", 2.0), call.argument(2, "dim", 1), call.argument(3, "eps", 1e-12)
 
             def denominator(z: Tensor) -> Tensor:
-                return z.norm(p, axis, keepdim=True).clamp_min(eps).detach()
+                return z.norm(p, axis, keepdim=True).clamp_min(eps)
         else:
             size, alpha = call.argument(1, "size"), call.argument(2, "alpha", 1e-4)
             beta, k = call.argument(3, "beta", 0.75), call.argument(4, "k", 1.0)
@@ -153,7 +155,7 @@ class NormalizeRule:
             def denominator(z: Tensor) -> Tensor:
                 squares = torch.nn.functional.pad(z.square().movedim(1, -1), (size // 2, (size - 1) // 2))
                 sums = squares.unfold(-1, size, 1).mean(-1).movedim(-1, 1)
-                return (k + alpha * sums).pow(beta).detach()
+                return (k + alpha * sums).pow(beta)
 
         return call.adjoint(lambda z, y, cotangent: cotangent / denominator(z))
 

@@ -19,9 +19,9 @@ from backlight.engine.rules import Call, Mark, needs_gradient
 from backlight.rules.gates import GateRule
 
 
-def halved(x: Tensor) -> Tensor:
+def halved(x: Tensor, call: Call) -> Tensor:
     """x, which receives half of its cotangent."""
-    return replace_adjoint(x, alias, lambda z, y, cotangent: cotangent / 2, keep="")
+    return replace_adjoint(x, alias, lambda z, y, cotangent: cotangent / 2, "", call.run.phase)
 
 
 def _with_factors(call: Call, change: dict[int, Tensor]) -> Any:
@@ -38,13 +38,17 @@ def _with_factors(call: Call, change: dict[int, Tensor]) -> Any:
 def _weighed_by(call: Call, weights: Tensor, softer: Tensor, signal: Tensor) -> Any:
     """weights times signal, whose backward pass meets the softer weights (Semantic Pullbacks, equation 17)."""
 
-    def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:
+    def product(z: Tensor, weights: Tensor, softer: Tensor) -> Any:
+        return _with_factors(call, {id(original): weights, id(signal): z})
+
+    def vjp(z: Tensor, y: Any, cotangent: Tensor, weights: Tensor, softer: Tensor) -> Tensor:
+        again = torch.is_grad_enabled()
         with torch.enable_grad():
             at = z.detach().requires_grad_()
-            product = _with_factors(call, {id(weights): softer, id(signal): at})
-            return torch.autograd.grad(product, at, cotangent, create_graph=cotangent.requires_grad)[0]
+            return torch.autograd.grad(product(at, softer, softer), at, cotangent, create_graph=again)[0]
 
-    return replace_adjoint(signal, lambda z: _with_factors(call, {id(weights): weights.detach(), id(signal): z}), vjp)
+    original = weights
+    return replace_adjoint(signal, product, vjp, "z", call.run.phase, (weights, softer))
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,20 @@ class ProductRule:
                 return self._silu(call, signal, weights)
             if marks[weights].kind == "weights" and source is not None:
                 return _weighed_by(call, weights, source, signal)
-            return _with_factors(call, {id(weights): weights.detach()})
+            return _with_factors(call, {id(weights): call.hold(weights)})
         if len(signals) > 2:
             return NotImplemented
-        return _with_factors(call, {id(value): halved(value) for value in signals})
+        return _with_factors(call, {id(value): halved(value, call) for value in signals})
 
     def _silu(self, call: Call, z: Tensor, gate: Tensor) -> Any:
-        fixed = gate.detach()
+        silu = self.gates.product("silu", ())
+
+        def product(z: Tensor, weight: Tensor) -> Any:
+            return _with_factors(call, {id(gate): weight, id(signal): z})
+
+        signal = z
         return replace_adjoint(
-            z, lambda at: _with_factors(call, {id(gate): fixed, id(z): at}), self.gates.product("silu", ())
+            z, product, lambda z, y, cotangent, weight: silu(z, y, cotangent), "z", call.run.phase, (gate,)
         )
 
     def _scaled(self, call: Call, signals: list[Tensor]) -> Any:
@@ -103,7 +112,7 @@ class QuotientRule:
             if needs_gradient(numerator):
                 call.run.pass_mark(call, numerator, result)
             return result
-        return _with_factors(call, {id(denominator): denominator.detach()})
+        return _with_factors(call, {id(denominator): call.hold(denominator)})
 
 
 @dataclass(frozen=True)
@@ -120,8 +129,8 @@ class PowerRule:
         if not isinstance(exponent, (int, float)) or not needs_gradient(call.input):
             return NotImplemented
         if exponent < 0:
-            return call.original().detach()
-        return call.adjoint(lambda z, y, cotangent: cotangent * (z.detach() ** (exponent - 1)))
+            return call.hold(call.original())
+        return call.adjoint(lambda z, y, cotangent: cotangent * z ** (exponent - 1))
 
 
 @dataclass(frozen=True)
@@ -138,8 +147,8 @@ class SpreadRule:
         if call.operation in ("var_mean", "std_mean"):
             spread, mean = result
             call.run.marks[mean] = Mark("mean", call.input)
-            return (halved(spread) if call.operation == "var_mean" else spread), mean
-        return halved(result) if call.operation == "var" else result
+            return (halved(spread, call) if call.operation == "var_mean" else spread), mean
+        return halved(result, call) if call.operation == "var" else result
 
 
 @dataclass(frozen=True)
@@ -154,5 +163,5 @@ class CentreRule:
             return NotImplemented
         if call.run.marks[other].source is not call.input:
             return NotImplemented
-        result = _with_factors(call, {id(other): other.detach()})
+        result = _with_factors(call, {id(other): call.hold(other)})
         return call.run.bias(result, lambda: -other.detach())

@@ -39,7 +39,7 @@ class Relative:
             axes = (1,) if z.ndim == 3 else tuple(range(2, z.ndim))
         if not axes:
             return torch.zeros_like(z)
-        z, wide = z.detach(), torch.promote_types(z.dtype, torch.float32)
+        wide = torch.promote_types(z.dtype, torch.float32)
         mean = z.mean(axes, keepdim=True, dtype=wide)
         # forty times faster than torch.std on a CPU; what cancels is far below any spread that matters to a gate
         square = torch.linalg.vector_norm(z, dim=axes, keepdim=True, dtype=wide).square() * (mean.numel() / z.numel())

@@ -173,11 +173,9 @@ def draw_image(axes: Axes, image: Float[Array, "3 H W"]) -> None:
 
 
 def draw_map(sheet: Sheet, left: float, top: float, side: float, attribution: Array, extent: Extent) -> Axes:
-    """Draw a signed map, and below it a colour bar that carries zero and the scale."""
-    values, scale = signed_map(attribution)
+    """Draw a signed map over `extent`, and below it a colour bar that carries zero and the scale."""
     axes = sheet.axes(left, top, side, side)
-    drawn: Any = axes.imshow(values, cmap=COLOURS, vmin=-1, vmax=1, extent=extent, interpolation="nearest")
-    _frame(axes)
+    drawn, scale = _fill(axes, attribution, extent)
     bar = sheet.figure.colorbar(drawn, cax=sheet.axes(left, top + side + 0.06, side, 0.07), orientation="horizontal")
     bar.set_ticks([-1, 0, 1], labels=[f"−{scale:.2g}", "0", f"+{scale:.2g}"])
     bar.ax.tick_params(labelsize=7.5, length=2, pad=1.5)
@@ -186,6 +184,18 @@ def draw_map(sheet: Sheet, left: float, top: float, side: float, attribution: Ar
     last.set_horizontalalignment("right")
     bar.outline.set_linewidth(0.4)  # type: ignore[operator]
     return axes
+
+
+def draw_bare_map(axes: Axes, attribution: Array) -> float:
+    """Draw a signed map without a colour bar of its own. Returns its scale, which belongs beside it."""
+    return _fill(axes, attribution, (0.0, 1.0, 1.0, 0.0))[1]
+
+
+def _fill(axes: Axes, attribution: Array, extent: Extent) -> tuple[Any, float]:
+    values, scale = signed_map(attribution)
+    drawn = axes.imshow(values, cmap=COLOURS, vmin=-1, vmax=1, extent=extent, interpolation="nearest")
+    _frame(axes)
+    return drawn, scale
 
 
 def draw_trajectories(axes: Axes, trajectories: Mapping[str, Sequence[float]]) -> None:
