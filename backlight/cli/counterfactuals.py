@@ -24,14 +24,18 @@ from backlight.viz import counterfactual_figure
 def make_counterfactual(
     network: Network, method: Counterfactual, path: Path, target: int, out: Path, kind: str
 ) -> dict[str, Any]:
-    """Write the perturbed picture, a figure and the arrays; returns the record, with the trajectories `[K + 1]`."""
+    """Write the perturbed picture, a figure and the arrays; returns the record, with the trajectories `[K + 1]`.
+
+    Raises:
+        InputError: the network gives features, not classes.
+    """
+    if network.loaded.classes.unit == "feature":
+        raise InputError(f"{network.loaded.name!r} gives features: a counterfactual needs a classifier")
     start = time.perf_counter()
     x = network.picture(path)
     found = method.explain(x, target)
     points = torch.cat([point[0] for point in found.points])
     logits = torch.cat([network.logits(point[None]) for point in points]).double()
-    if network.loaded.classes.unit == "feature":
-        raise InputError(f"{network.loaded.name!r} gives features: a counterfactual needs a classifier")
     chances = logits.softmax(1)
     original = int(logits[0].argmax())
     trajectories = {

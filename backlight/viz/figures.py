@@ -198,8 +198,8 @@ def _fill(axes: Axes, attribution: Array, extent: Extent) -> tuple[Any, float]:
     return drawn, scale
 
 
-def draw_trajectories(axes: Axes, trajectories: Mapping[str, Sequence[float]]) -> None:
-    """Draw probabilities against the number of the step; the first class is the target."""
+def draw_trajectories(axes: Axes, trajectories: Mapping[str, Sequence[float]], legend: bool = True) -> None:
+    """Draw probabilities against the number of the step; the first curve stands out."""
     for number, (name, values) in enumerate(trajectories.items()):
         colour, style = (TARGET, "-o") if number == 0 else ("#4A5560", "--s")
         label = _short(name, 24)
@@ -209,9 +209,10 @@ def draw_trajectories(axes: Axes, trajectories: Mapping[str, Sequence[float]]) -
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    legend = axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    if legend:
+        key = axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        for text in key.get_texts():
+            text.set_parse_math(False)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], kind: str | None = None, dpi: int = 130) -> None:
