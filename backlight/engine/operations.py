@@ -95,6 +95,15 @@ def operation_name(function: Callable[..., Any]) -> str:
 
 
 @cache
+def is_in_place(function: Callable[..., Any]) -> bool:
+    """Whether the function writes to its first argument."""
+    name = getattr(function, "__name__", "")
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and out_of_place(function) is not None)
+    return name.endswith("_") and name not in ("requires_grad_", "detach_", "rename_", "share_memory_")
+
+
+@cache
 def out_of_place(function: Callable[..., Any]) -> Callable[..., Any] | None:
     """The function whose result an in-place one writes, or None: `Tensor.add_` gives `Tensor.add`."""
     name = getattr(function, "__name__", "")

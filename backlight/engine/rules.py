@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from backlight.engine.adjoint import Phase, VectorJacobianProduct, hold, replace_adjoint
 from backlight.engine.coverage import Coverage
-from backlight.engine.operations import AFFINE, PRODUCTS, STRUCTURAL, is_metadata, operation_name, out_of_place
+from backlight.engine.operations import (
+    AFFINE,
+    PRODUCTS,
+    STRUCTURAL,
+    is_in_place,
+    is_metadata,
+    operation_name,
+    out_of_place,
+)
 from backlight.errors import ModelError, UncoveredOperationError, UnknownNameError
 
 
@@ -166,9 +175,8 @@ class Run(TorchFunctionMode):
         self._layers: list[tuple[nn.Module, Any]] = []
         self._sets: dict[str, RuleSet] = {}
         self._frozen = {id(key): (key, value) for key, value in (parameters or {}).items()}
-        self._thread = threading.get_ident()
         self._successors: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> what an in-place call made of it
-        self._viewed: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._views: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> those that see its memory
         self._kept: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensors whose present value a rule will need
         _check_layers(model, rules)
 
@@ -177,15 +185,27 @@ class Run(TorchFunctionMode):
         """The dotted name of the module that is running."""
         return self._names.get(id(self._layers[-1][0]), "") if self._layers else ""
 
+    @property
+    def _innermost(self) -> bool:
+        """Whether this is the run that answers, in this thread: an explanation may be computed during another."""
+        return bool(_runs()) and _runs()[-1] is self
+
     def keep(self, tensor: Tensor) -> None:
         """See to it that later in-place calls leave this tensor as it is."""
         self._kept[tensor] = True
+        if tensor._is_view() and tensor._base is not None:
+            self._kept[tensor._base] = True
+
+    def _is_kept(self, tensor: Tensor) -> bool:
+        return tensor in self._kept or (tensor._is_view() and tensor._base in self._kept)
 
     def bias(self, y: Tensor, constant: Callable[[], Any]) -> Tensor:
         """y, with `constant()` counted as its share that does not come from the input (appendix D)."""
         return y if self.one is None else y + constant() * (self.one - self.one.detach())
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self._innermost:
+            return function(*args, **(kwargs or {}))
         args, kwargs = self._present(args), {key: self._present(value) for key, value in (kwargs or {}).items()}
         if not torch.is_grad_enabled() or is_metadata(function) or not _any_needs_gradient(args, kwargs):
             return function(*args, **kwargs)
@@ -195,10 +215,11 @@ class Run(TorchFunctionMode):
         if self.one is not None:
             args, kwargs = self._augment(operation, args, kwargs)
         target, pure = _in_place(function, args, kwargs)
-        if target is not None and (rule is not None or target in self._kept):
+        if target is not None and ((rule is not None and pure is not None) or self._is_kept(target)):
             if "inplace" in kwargs:
                 kwargs = {**kwargs, "inplace": False}
-            return self._written(target, Call(pure, args, kwargs, operation, self.layer, self), rules, rule)
+            call = Call(pure or function, args, kwargs, operation, self.layer, self)
+            return self._written(target, call, rules, rule, pure is not None)
         if target is not None:
             self.marks.pop(target, None)
         return self._answer(Call(function, args, kwargs, operation, self.layer, self), rules, rule)
@@ -215,6 +236,8 @@ class Run(TorchFunctionMode):
             answer = self._autograd_answer(call, rules)
             result = call.original()
             self._pass_marks(call, result)
+            if self.one is not None and call.operation == "pad":
+                result = self.bias(result, lambda: call.on(torch.zeros_like(call.input)))
         if _any_needs_gradient((result,), {}):
             self.coverage.add(call.operation, answer, call.layer)
         self._note_views(result)
@@ -232,14 +255,28 @@ class Run(TorchFunctionMode):
             )
         return "gradient (no rule)"
 
-    def _written(self, target: Tensor, call: Call, rules: RuleSet, rule: Rule | None) -> Any:
+    def _written(self, target: Tensor, call: Call, rules: RuleSet, rule: Rule | None, pure: bool) -> Any:
         """An in-place call made out of place: later uses of the target see the result, its old value stays for us."""
-        if target._is_view() or target in self._viewed or not target.requires_grad:  # others may see this memory
-            result = self._answer(replace(call, args=(target.clone(), *call.args[1:])), rules, rule)
-            return target.copy_(result)
-        result = self._answer(call, rules, rule)
-        self._successors[target] = result
-        return result
+        base = target._base if target._is_view() and target._base is not None else target
+        result = self._answer(call, rules, rule) if pure else None
+        if base is target and result is not None and target not in self._views:
+            self._successors[target] = result
+            return result
+        fresh = base.clone()  # other tensors see this memory: all of them move to a copy of it
+
+        def moved(view: Tensor) -> Tensor:
+            return fresh.as_strided(view.size(), view.stride(), view.storage_offset() - base.storage_offset())
+
+        at = fresh if base is target else moved(target)
+        if result is None:
+            self._answer(replace(call, args=(at, *call.args[1:])), rules, rule)
+        else:
+            at.copy_(result)
+        family = [view for view in (reference() for reference in self._views.get(base, ())) if view is not None]
+        self._successors[base] = fresh
+        for view in (*family, *([] if base is target else [target])):
+            self._successors[view] = at if view is target else moved(view)
+        return at
 
     def _rules_here(self) -> RuleSet:
         layer = self.layer
@@ -277,6 +314,10 @@ class Run(TorchFunctionMode):
             kwargs = {key: times_one(value) if key == "other" else value for key, value in kwargs.items()}
         elif operation in ("cat", "stack") and args:
             args = (type(args[0])(times_one(value) for value in args[0]), *args[1:])
+        elif operation == "where":
+            args = (*args[:1], *(times_one(value) for value in args[1:3]), *args[3:])
+        elif operation in ("masked_fill", "setitem") and len(args) > 2 and _is_finite(args[2]):
+            args = (*args[:2], times_one(args[2]), *args[3:])
         return args, kwargs
 
     def _pass_marks(self, call: Call, result: Any) -> None:
@@ -300,11 +341,11 @@ class Run(TorchFunctionMode):
     def _note_views(self, result: Any) -> None:
         for value in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(value, Tensor) and value._is_view() and value._base is not None:
-                self._viewed[value._base] = True
+                self._views.setdefault(value._base, []).append(weakref.ref(value))
 
     def enter_module(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Global forward pre-hook: notes the running module; a module with a rule of its own runs undifferentiated."""
-        if threading.get_ident() != self._thread:
+        if not self._innermost:
             return None
         self._layers.append((module, None))
         rule = self._rules_here().modules.get(type(module).__name__)
@@ -319,7 +360,7 @@ class Run(TorchFunctionMode):
 
         A module may return a tensor that it wrote to in place: what leaves it is what that tensor stands for now.
         """
-        if threading.get_ident() != self._thread:
+        if not self._innermost:
             return None
         while self._layers:
             entered, pending = self._layers.pop()
@@ -356,12 +397,24 @@ def running(model: nn.Module, rules: RuleSet = GRADIENT, **settings: Any) -> Ite
         register_module_forward_pre_hook(run.enter_module),  # type: ignore[arg-type]
         register_module_forward_hook(run.leave_module, always_call=True),
     ]
+    _runs().append(run)
     try:
         with run:
             yield run
     finally:
+        _runs().remove(run)
         for hook in hooks:
             hook.remove()
+
+
+_local = threading.local()
+
+
+def _runs() -> list[Run]:
+    """The runs under way in this thread, outermost first."""
+    if not hasattr(_local, "runs"):
+        _local.runs = []
+    return _local.runs
 
 
 def _check_transparent(model: nn.Module) -> None:
@@ -383,6 +436,10 @@ def _check_layers(model: nn.Module, rules: RuleSet) -> None:
             raise UnknownNameError("layer", pattern, names)
 
 
+def _is_finite(value: Any) -> bool:
+    return bool(torch.isfinite(torch.as_tensor(value)).all())
+
+
 def needs_gradient(value: Any) -> bool:
     """Whether something is a tensor that the explanation is differentiated through."""
     return isinstance(value, Tensor) and value.requires_grad
@@ -399,10 +456,9 @@ def _any_needs_gradient(args: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 def _in_place(function: Any, args: Any, kwargs: Any) -> tuple[Tensor | None, Any]:
-    """The tensor that a call writes to and the function that computes what it writes; (None, _) if it writes none."""
+    """(the tensor that a call writes to, or None; the function that computes what it writes, or None)."""
     if not args or not isinstance(args[0], Tensor):
         return None, function
     if kwargs.get("inplace") is True:
         return args[0], function
-    pure = out_of_place(function)
-    return (args[0], pure) if pure is not None else (None, function)
+    return (args[0], out_of_place(function)) if is_in_place(function) else (None, function)
