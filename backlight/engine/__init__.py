@@ -5,7 +5,8 @@ from backlight.engine.coverage import Coverage, CoverageRow
 from backlight.engine.evaluation import Cost
 from backlight.engine.paths import Ascent, Line, Noise, Point, WeightNoise
 from backlight.engine.readouts import READOUTS
-from backlight.engine.rules import GRADIENT, Call, Rule, RuleSet, running
+from backlight.engine.rules import GRADIENT, Call, Rule, RuleSet
+from backlight.engine.run import Run, running
 from backlight.engine.sites import Site, captured, edited, patched
 from backlight.engine.targets import (
     Contrast,
@@ -40,6 +41,7 @@ __all__ = [
     "Probability",
     "Rule",
     "RuleSet",
+    "Run",
     "Site",
     "Target",
     "TopK",

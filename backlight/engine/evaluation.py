@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from backlight.engine.adjoint import alias
 from backlight.engine.coverage import Coverage
 from backlight.engine.paths import Inputs, Parameters
-from backlight.engine.rules import RuleSet, running
+from backlight.engine.rules import RuleSet
+from backlight.engine.run import running
 from backlight.engine.sites import INPUT, captured
 from backlight.engine.targets import Target, output_tensor
 from backlight.errors import InputError, ModelError, SiteError
