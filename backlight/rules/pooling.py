@@ -130,16 +130,17 @@ def soft_routing(z: Tensor, y: Tensor, cotangent: Tensor, offsets: list[Offset],
 def excitation_routing(z: Tensor, y: Tensor, cotangent: Tensor, offsets: list[Offset], tau: Tensor | float) -> Tensor:
     """The gradient of soft pooling, sum p_i z_i with p not held: p_i (1 + (z_i - sum p z) / tau) (predecessor)."""
     weigh, total = _weights(z, y, offsets, tau)
+    lowest = torch.finfo(z.dtype).min  # in place of minus infinity, whose weight is 0
     pooled = torch.zeros_like(y)
     for offset in offsets:  # relative to the maximum, for precision
         met = offset.at_outputs(y)
-        pooled[getattr(offset, "outside", ...)] += weigh(offset) * (offset.read(z) - met).clamp(min=-1e30)
+        pooled[getattr(offset, "outside", ...)] += weigh(offset) * (offset.read(z) - met).clamp(min=lowest)
     pooled = pooled / total
     result = torch.zeros_like(z)
     share = cotangent / total
     tau = _positive(tau, z)
     for offset in offsets:
-        away = (offset.read(z) - offset.at_outputs(y)).clamp(min=-1e30) - offset.at_outputs(pooled)
+        away = (offset.read(z) - offset.at_outputs(y)).clamp(min=lowest) - offset.at_outputs(pooled)
         weight = weigh(offset)
         weight = torch.where(weight > 0, weight * (1 + away / tau), weight)
         result = offset.add(result, weight * offset.at_outputs(share))

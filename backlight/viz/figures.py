@@ -29,6 +29,7 @@ Extent = tuple[float, float, float, float]
 COLOURS = "RdBu_r"
 TARGET, OTHER = "#B2182B", "#9AA5B1"
 CLIP = 0.995
+CANCELLED = 1e-5  # of the sum of absolute values: well above float32's rounding
 EDGE, GAP, SIDE = 0.15, 0.2, 2.5  # inches
 HEAD, CELL = 0.65, SIDE + 0.6  # from the top to the first panel, and from panel to panel
 
@@ -68,17 +69,26 @@ def signed_map(attribution: Array, clip: float = CLIP) -> tuple[Float[np.ndarray
 
 def _positions(values: np.ndarray) -> np.ndarray:
     """Sum over channels: what is left is `[H, W]`."""
-    if values.ndim == 1:
-        return values.sum().reshape(1, 1)
     if values.ndim == 2 and values.shape[0] == values.shape[1]:
         return values
+    if values.ndim == 1:
+        return _summed(values, 0).reshape(1, 1)
     if values.ndim == 2:
         side = int(np.sqrt(len(values)))
-        return values[len(values) - side**2 :].sum(1).reshape(side, side)
+        return _summed(values[len(values) - side**2 :], 1).reshape(side, side)
     if values.ndim == 3:
         height, width, last = values.shape
-        return values.sum(2 if height == width != last else 0)
+        return _summed(values, 2 if height == width != last else 0)
     raise InputError(f"cannot draw an attribution of shape {list(values.shape)}: expected [C, H, W], [T, C] or [H, W]")
+
+
+def _summed(values: np.ndarray, axis: int) -> np.ndarray:
+    """The sum, and exactly zero where it is only what rounding leaves of channels that cancel.
+
+    Before a LayerNorm they always do: it takes the mean off, so its gradient sums to zero over channels.
+    """
+    total = values.sum(axis)
+    return np.where(np.abs(total) > CANCELLED * np.abs(values).sum(axis), total, 0)
 
 
 def explanation_figure(
