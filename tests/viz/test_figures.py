@@ -58,6 +58,15 @@ def test_class_tokens_are_left_out() -> None:
     np.testing.assert_array_equal(values, np.ones((2, 2)))
 
 
+def test_channels_that_cancel_give_zero_and_not_rounding_noise() -> None:
+    tokens = torch.randn(16, 384, generator=torch.Generator().manual_seed(0))
+    tokens -= tokens.mean(1, keepdim=True)
+    assert tokens.sum(1).abs().max() > 0
+    values, scale = signed_map(tokens)
+    assert scale == 0
+    assert not values.any()
+
+
 @pytest.mark.parametrize("bad", [np.ones((2, 3, 4, 4)), np.full((3, 4, 4), np.nan)])
 def test_what_cannot_be_drawn_is_said(bad: np.ndarray) -> None:
     with pytest.raises(InputError):
