@@ -57,9 +57,10 @@ def signed_map(attribution: Array, clip: float = CLIP) -> tuple[Float[np.ndarray
     Raises:
         InputError: an array that has no positions to draw, or is not finite.
     """
-    values = _positions(_numpy(attribution))
+    values = _numpy(attribution)
     if not np.isfinite(values).all():
         raise InputError("a map to draw must be finite")
+    values = _positions(values)
     size = np.abs(values)
     scale = float(np.quantile(size, clip)) or float(size.max())
     if scale == 0:
