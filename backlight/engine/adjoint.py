@@ -40,7 +40,8 @@ class _Adjoint(torch.autograd.Function):
     ) -> Any:
         result = compute(z, *held)
         y = result[0] if isinstance(result, tuple) else result
-        ctx.compute, ctx.vjp, ctx.phase = compute, vjp, phase
+        ctx.vjp, ctx.phase = vjp, phase
+        ctx.compute = compute if phase.differentiable else None  # it may hold z, which has to go where it is not kept
         ctx.save_for_backward(z if "z" in keep or phase.differentiable else None, y if "y" in keep else None, *held)
         ctx.set_materialize_grads(False)
         if isinstance(result, tuple):  # max-pooling with indices

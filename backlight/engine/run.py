@@ -78,6 +78,13 @@ class Run(TorchFunctionMode):
         """See to it that later in-place calls leave this tensor as it is."""
         self.memory.keep(tensor)
 
+    def forget(self) -> None:
+        """Let go of every tensor: graphs refer to the run, and would never be freed if it referred to them."""
+        self.memory = Memory()
+        self.marks = WeakIdKeyDictionary()
+        self._layers.clear()
+        self._frozen.clear()
+
     def bias(self, y: Tensor, constant: Callable[[], Any]) -> Tensor:
         """y, with `constant()` counted as its share that does not come from the input (appendix D)."""
         return y if self.one is None else y + constant() * (self.one - self.one.detach())
@@ -259,6 +266,7 @@ def running(model: nn.Module, rules: RuleSet = GRADIENT, **settings: Any) -> Ite
             yield run
     finally:
         _runs().remove(run)
+        run.forget()
         for hook in hooks:
             hook.remove()
 
