@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _modules_with_shapes() -> list[str]:
-    """The modules of the package that annotate shapes; the others have nothing to check that a type checker does not."""
+    """The modules of the package that annotate shapes; the others are left to the type checker."""
     files = [file for file in (ROOT / "backlight").rglob("*.py") if "backlight.shapes import" in file.read_text()]
     return [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
 
@@ -23,7 +23,7 @@ _HOOK = install_import_hook(_modules_with_shapes(), "shape_checks.checked")  # b
 import torch  # noqa: E402
 from known_bugs import KNOWN_BUGS  # noqa: E402
 
-THREADS = min(2, os.cpu_count() or 1)
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)
 torch.set_num_threads(THREADS)
 DATA = ROOT.parent / "shared" / "data"
 

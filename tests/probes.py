@@ -32,10 +32,10 @@ def pulled(
     """
     module = function if isinstance(function, nn.Module) else Spelled(function)
     leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
-    with torch.enable_grad(), running(module, rules, strict=strict) as run:
-        for leaf in leaves:
-            run.keep(leaf)
-        y = module(*leaves)
+    with torch.enable_grad():
+        given = [leaf.clone() for leaf in leaves]  # which the function may write to
+        with running(module, rules, strict=strict):
+            y = module(*given)
     y = y[0] if isinstance(y, tuple) else y
     at = [leaf for leaf in leaves if leaf.requires_grad]
     back = torch.ones_like(y) if cotangent is None else cotangent
