@@ -33,16 +33,14 @@ def make_counterfactual(
         raise InputError(f"{network.loaded.name!r} gives features: a counterfactual needs a classifier")
     start = time.perf_counter()
     x = network.picture(path)
-    found = method.explain(x, target)
-    points = torch.cat([point[0] for point in found.points])
-    logits = torch.cat([network.logits(point[None]) for point in points]).double()
-    chances = logits.softmax(1)
-    original = int(logits[0].argmax())
+    found = method.perturb(x, target)
+    points, logits = found.points[:, 0], found.outputs[:, 0]
+    original = int(found.predictions[0, 0])
     trajectories = {
-        "target_probability": chances[:, target].tolist(),
-        "original_probability": chances[:, original].tolist(),
-        "target_logit": logits[:, target].tolist(),
-        "prediction": logits.argmax(1).tolist(),
+        "target_probability": found.probabilities[:, 0].tolist(),
+        "original_probability": found.probability(original)[:, 0].tolist(),
+        "target_logit": found.scores[:, 0].tolist(),
+        "prediction": found.predictions[:, 0].tolist(),
         "distance": (points - x).flatten(1).norm(dim=1).tolist(),
     }
     record = {
@@ -55,8 +53,8 @@ def make_counterfactual(
         "settings": plain_settings(method),
         "range": [float(points[-1].min()), float(points[-1].max())],
         "trajectories": trajectories,
-        "cost": summary(found)["cost"],
-        "coverage": summary(found)["coverage"],
+        "cost": summary(found.attribution)["cost"],
+        "coverage": summary(found.attribution)["coverage"],
     }
     files = _write(network, points, record, out / f"{path.stem[:LONGEST]}.to-{_slug(record['target']['name'])}", kind)
     return {**record, **files, "seconds": round(time.perf_counter() - start, 3)}

@@ -12,7 +12,7 @@ from backlight.engine.attribution import Attribution
 from backlight.engine.paths import Inputs
 from backlight.engine.rules import GRADIENT, RuleSet
 from backlight.engine.targets import Logit, as_target, output_tensor, pick
-from backlight.errors import InputError
+from backlight.errors import InputError, UnknownNameError
 from backlight.methods.ascent import PullbackAscent
 from backlight.rules import soft_pullback
 from backlight.shapes import Float, Int
@@ -20,15 +20,43 @@ from backlight.shapes import Float, Int
 
 @dataclass(frozen=True)
 class Perturbation:
-    """`image`: the perturbed input. `difference`: image - input. `scores`, `probabilities`: `[K + 1, N]`, the target's
-    score and softmax probability at each visited point, start and end included; `predictions`: the largest class there.
+    """`points`: `[K + 1, N, ...]`, the inputs that were visited, start and end included; `outputs`: `[K + 1, N, C]`,
+    the model's at each; `attribution`: the ascent's, with its coverage and cost; `target`: the class of each sample.
     """
 
-    image: Float[Tensor, "N ..."]
-    difference: Float[Tensor, "N ..."]
-    scores: Float[Tensor, "K N"]
-    probabilities: Float[Tensor, "K N"]
-    predictions: Int[Tensor, "K N"]
+    points: Float[Tensor, "K N *shape"]
+    outputs: Float[Tensor, "K N C"]
+    target: Any
+    attribution: Attribution
+
+    @property
+    def image(self) -> Float[Tensor, "N *shape"]:
+        """The perturbed input."""
+        return self.points[-1]
+
+    @property
+    def difference(self) -> Float[Tensor, "N *shape"]:
+        """The perturbed input less the input."""
+        return self.points[-1] - self.points[0]
+
+    @property
+    def scores(self) -> Float[Tensor, "K N"]:
+        """The target's logit at each point."""
+        return torch.stack([pick(output, self.target) for output in self.outputs])
+
+    @property
+    def predictions(self) -> Int[Tensor, "K N"]:
+        """The class of the largest logit at each point."""
+        return self.outputs.argmax(2)
+
+    @property
+    def probabilities(self) -> Float[Tensor, "K N"]:
+        """The target's softmax probability at each point."""
+        return self.probability(self.target)
+
+    def probability(self, index: Any) -> Float[Tensor, "K N"]:
+        """The softmax probability of a class (one for all, or one a sample) at each point."""
+        return torch.stack([pick(output.softmax(1), index) for output in self.outputs])
 
 
 @dataclass(kw_only=True)
@@ -46,6 +74,10 @@ class Accentuation(PullbackAscent):
     project: str = "last"
     along: str = "pullback"
 
+    def __post_init__(self) -> None:
+        if self.along not in ("pullback", "gradient"):
+            raise UnknownNameError("direction", self.along, ["pullback", "gradient"])
+
     def rules(self) -> RuleSet:
         return GRADIENT if self.along == "gradient" else soft_pullback(self.temperature)
 
@@ -61,17 +93,15 @@ class Accentuation(PullbackAscent):
             InputError: inputs outside `box`.
         """
         found = self.explain(inputs, target, **settings)
-        points = [point[0] for point in found.points]
+        points = torch.stack([point[0] for point in found.points])
         size = settings.get("internal_batch_size") or len(inputs)
         with torch.no_grad():
-            outputs = [torch.cat([output_tensor(self.model(x)) for x in point.split(size)]) for point in points]
-        start, scorer = outputs[0], as_target(target).fixed(outputs[0])
-        if not isinstance(scorer, Logit) or start.ndim != 2:
+            flat = torch.cat([output_tensor(self.model(part)) for part in points.flatten(0, 1).split(size)])
+        outputs = flat.unflatten(0, points.shape[:2])
+        scorer = as_target(target).fixed(outputs[0])
+        if not isinstance(scorer, Logit) or outputs.ndim != 3:
             raise InputError("a perturbation needs a class as its target")
-        scores = torch.stack([scorer(output) for output in outputs])
-        chances = torch.stack([pick(output.softmax(1), scorer.index) for output in outputs])
-        predictions = torch.stack([output.argmax(1) for output in outputs])
-        return Perturbation(points[-1], points[-1] - inputs, scores, chances, predictions)
+        return Perturbation(points, outputs, scorer.index, found)
 
     def _check_range(self, x: Tensor) -> None:
         low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in self.box or (-1, 1))
