@@ -85,7 +85,7 @@ class Evaluator:
         leaves = dict(
             zip(names, (self._leaf(x, name, one) for x, name in zip(inputs, names, strict=True)), strict=True)
         )
-        settings = {"strict": self.strict, "parameters": parameters, "one": one}
+        settings: dict[str, Any] = {"strict": self.strict, "parameters": parameters, "one": one, "samples": len(rows)}
         with torch.enable_grad():
             with running(self.model, self.rules, differentiable=self.create_graph, **settings) as run:
                 for leaf in leaves.values():

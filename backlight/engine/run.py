@@ -41,6 +41,7 @@ class Run(TorchFunctionMode):
     gradients nobody asked for. `one`: the augmented coordinate of appendix D of the Semantic Pullbacks paper; where it
     is given, every additive constant is multiplied by it, and its gradient is the share of the biases.
     `differentiable`: the explanation will be differentiated; `phase.explaining` has to be set to False before that.
+    `samples`: how many a batch has, where rules need to tell them apart; None: the length of every first axis.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Run(TorchFunctionMode):
         parameters: Mapping[nn.Parameter, Tensor] | None = None,
         one: Tensor | None = None,
         differentiable: bool = False,
+        samples: int | None = None,
     ) -> None:
         super().__init__()
-        self.rules, self.strict, self.one = rules, strict, one
+        self.rules, self.strict, self.one, self.samples = rules, strict, one, samples
         self.phase = Phase(differentiable)
         self.coverage = Coverage()
         self.marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -87,7 +89,12 @@ class Run(TorchFunctionMode):
 
     def bias(self, y: Tensor, constant: Callable[[], Any]) -> Tensor:
         """y, with `constant()` counted as its share that does not come from the input (appendix D)."""
-        return y if self.one is None else y + constant() * (self.one - self.one.detach())
+        if self.one is None:
+            return y
+        finite = torch.nan_to_num(
+            torch.as_tensor(constant(), dtype=y.dtype), posinf=0, neginf=0
+        )  # padding of a max-pool
+        return y + finite * (self.one - self.one.detach())
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self._innermost:

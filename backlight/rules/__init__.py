@@ -19,7 +19,7 @@ from backlight.rules.pooling import PoolRule, excitation_routing, soft_routing
 from backlight.rules.products import CentreRule, PowerRule, ProductRule, QuotientRule, SpreadRule
 from backlight.rules.temperature import Relative, Temperature, TemperatureSetting, temperatures
 
-DEFAULT_TEMPERATURE: TemperatureSetting = "paper"
+DEFAULT_TEMPERATURE: TemperatureSetting = "relative"
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,13 @@ class _ModuleGate:
     gates: GateRule
     activation: str
     parameters: tuple[Any, ...] = ()
-    label: str = "gate"
+
+    @property
+    def label(self) -> str:
+        return self.gates.label
 
     def __call__(self, call: Call) -> Any:
-        return call.adjoint(self.gates.product(self.activation, self.parameters))
+        return call.adjoint(self.gates.product(self.activation, self.parameters, call.run.samples))
 
 
 # module classes (by name) whose forward is an activation in elementary functions

@@ -232,14 +232,16 @@ class GateRule:
         name, parameters = read
         if name == "relu" and not self.temperature:
             return call.original()  # the hard gate of ReLU is its derivative
-        result = call.adjoint(self.product(name, parameters))
+        result = call.adjoint(self.product(name, parameters, call.run.samples))
         offset = ACTIVATIONS[name].offset(*parameters)
         if name in ("sigmoid", "hardsigmoid"):
             call.run.marks[result] = Mark("gate", call.input)
         return call.run.bias(result, lambda: offset) if offset else result
 
-    def product(self, name: str, parameters: tuple[Any, ...]) -> Callable[[Tensor, Any, Tensor], Tensor]:
-        """The vector-Jacobian product of an activation."""
+    def product(
+        self, name: str, parameters: tuple[Any, ...], samples: int | None = None
+    ) -> Callable[[Tensor, Any, Tensor], Tensor]:
+        """The vector-Jacobian product of an activation, in a batch of so many samples."""
         activation = ACTIVATIONS[name]
         tau = self.temperature.get(activation.scale or "") if self.temperature else None
         if activation.soft is None or tau is None:
@@ -247,7 +249,7 @@ class GateRule:
         soft, cdf = activation.soft, self.cdf
 
         def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:
-            gate = soft(z, resolve(tau, z), cdf, *parameters)
+            gate = soft(z, resolve(tau, z, samples), cdf, *parameters)
             fresh = not torch.is_grad_enabled() and gate.dtype == cotangent.dtype
             return gate.mul_(cotangent) if fresh else (cotangent * gate).to(cotangent.dtype)
 

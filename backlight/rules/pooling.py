@@ -188,7 +188,8 @@ class PoolRule:
         def vjp(z: Tensor, y: Tensor, cotangent: Tensor) -> Tensor:
             sizes, outputs = tuple(z.shape[-rank:]), tuple(y.shape[-rank:])
             offsets = self._offsets(call, rank, sizes, outputs, z.device)
-            return self.routing(z, y.detach(), cotangent, offsets, resolve(self.temperature, z))
+            tau = resolve(self.temperature, z, call.run.samples, infinite=True)
+            return self.routing(z, y.detach(), cotangent, offsets, tau)
 
         return call.adjoint(vjp, keep="zy")
 

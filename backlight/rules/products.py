@@ -78,7 +78,7 @@ class ProductRule:
         return _with_factors(call, {id(value): halved(value, call) for value in signals})
 
     def _silu(self, call: Call, z: Tensor, gate: Tensor) -> Any:
-        silu = self.gates.product("silu", ())
+        silu = self.gates.product("silu", (), call.run.samples)
 
         def product(z: Tensor, weight: Tensor) -> Any:
             return _with_factors(call, {id(gate): weight, id(signal): z})

@@ -31,19 +31,37 @@ class Relative:
             raise UnknownNameError("spread", self.per, ["layer", "channel"])
         _not_negative(self.c)
 
-    def of(self, z: Tensor) -> Tensor:
-        """The temperature of each sample, broadcastable to z `[N, ...]`; 0 for constant pre-activations."""
-        if self.per == "layer" or z.ndim < 3:
-            axes = tuple(range(1, z.ndim))
-        else:
+    def of(self, z: Tensor, samples: int | None = None, infinite: bool = False) -> Tensor:
+        """The temperature of each sample, broadcastable to z; 0 for constant pre-activations.
+
+        z is `[N, ...]` where `samples` is N or None; else `[L, N, ...]`, or `[N W, ...]` with W windows a sample.
+        `infinite`: entries may be infinite (the padding of a pool), and do not count.
+        """
+        if samples and len(z) != samples:
+            if z.ndim == 3 and z.shape[1] == samples:
+                return self.of(z.transpose(0, 1), None, infinite).transpose(0, 1)
+            if len(z) % samples == 0 and self.per == "layer":
+                windows = len(z) // samples
+                spread = self.of(z.reshape(samples, -1), None, infinite)
+                return spread.repeat_interleave(windows, 0).reshape(-1, *(1,) * (z.ndim - 1))
+        axes = tuple(range(1, z.ndim))
+        if self.per == "channel" and z.ndim >= 3:
             axes = (1,) if z.ndim == 3 else tuple(range(2, z.ndim))
-        if not axes:
-            return torch.zeros_like(z)
-        wide = torch.promote_types(z.dtype, torch.float32)
-        mean = z.mean(axes, keepdim=True, dtype=wide)
-        # forty times faster than torch.std on a CPU; what cancels is far below any spread that matters to a gate
-        square = torch.linalg.vector_norm(z, dim=axes, keepdim=True, dtype=wide).square() * (mean.numel() / z.numel())
-        return self.c * (square - mean.square()).clamp(min=0).sqrt()
+        return self.c * _spread(z, axes, infinite) if axes else torch.zeros_like(z)
+
+
+def _spread(z: Tensor, axes: tuple[int, ...], infinite: bool) -> Tensor:
+    """Standard deviation over axes, kept; in float32 at least."""
+    wide = torch.promote_types(z.dtype, torch.float32)
+    share: Tensor | float = 1.0
+    if infinite:
+        finite = z.isfinite()
+        share = finite.mean(axes, keepdim=True, dtype=wide).clamp(min=torch.finfo(wide).tiny)
+        z = z.where(finite, 0)
+    mean = z.mean(axes, keepdim=True, dtype=wide)
+    # forty times faster than torch.std on a CPU; what cancels is far below any spread that matters to a gate
+    square = torch.linalg.vector_norm(z, dim=axes, keepdim=True, dtype=wide).square() * (mean.numel() / z.numel())
+    return (square / share - (mean / share).square()).clamp(min=0).sqrt()
 
 
 Temperature = float | Relative
@@ -54,9 +72,9 @@ def _not_negative(value: float) -> None:
         raise InputError(f"a temperature is a number >= 0, got {value}")
 
 
-def resolve(temperature: Temperature, z: Tensor) -> Tensor | float:
-    """The temperature as a number, or as a tensor that broadcasts to z."""
-    return temperature.of(z) if isinstance(temperature, Relative) else temperature
+def resolve(temperature: Temperature, z: Tensor, samples: int | None = None, infinite: bool = False) -> Tensor | float:
+    """The temperature as a number, or as a tensor that broadcasts to z; see `Relative.of`."""
+    return temperature.of(z, samples, infinite) if isinstance(temperature, Relative) else temperature
 
 
 # Semantic Pullbacks, appendix A; the gates that the paper is silent about take the value of the gate they resemble.
@@ -64,10 +82,9 @@ PAPER: dict[str, Temperature] = {"relu": 0.6, "silu": 1.6, "gelu": 1.0, "max_poo
 EXCITATION: dict[str, Temperature] = {"relu": 0.3, "silu": 1.0, "gelu": 1.0, "max_pool": 0.3, "attention": 1.0}
 
 
-def relative(c: float = 1.0, per: str = "layer") -> dict[str, Temperature]:
-    """c standard deviations for every gate and max-pool; attention logits are dimensionless and keep 1."""
-    spread = Relative(c, per)
-    return {"relu": spread, "silu": spread, "gelu": spread, "max_pool": spread, "attention": 1.0}
+# Switches and max-pools scale with their input, smooth gates have a scale of their own: only the former's temperature
+# is relative. The factor is the evidence's choice (docs/temperature.md).
+RELATIVE: dict[str, Temperature] = {**PAPER, "relu": Relative(1.5), "max_pool": Relative(1.5)}
 
 
 TemperatureSetting = str | Temperature | Mapping[str, "str | Temperature | Mapping[str, Temperature]"]
@@ -84,7 +101,7 @@ def temperatures(setting: TemperatureSetting) -> tuple[dict[str, Temperature], d
         UnknownNameError: another name.
         InputError: a negative number.
     """
-    named = {"paper": PAPER, "relative": relative(), "excitation": EXCITATION}
+    named = {"paper": PAPER, "relative": RELATIVE, "excitation": EXCITATION}
     if isinstance(setting, str):
         if setting not in named:
             raise UnknownNameError("temperature", setting, named)
