@@ -48,7 +48,7 @@ def x() -> Tensor:
 
 
 def test_the_table_counts_every_call_by_rule(net: Net, x: Tensor) -> None:
-    table = attribute(net, x, 0, rules=soft_pullback()).coverage
+    table = attribute(net, x, 0, rules=soft_pullback("paper")).coverage
     assert {(row.operation, row.rule): row.calls for row in table} == {
         ("relu", "soft gate"): 4,
         ("conv", "exact"): 2,
@@ -172,7 +172,7 @@ def test_the_plain_module_of_a_compiled_one_is_explained(net: Net, x: Tensor) ->
 
 
 def test_two_threads_with_two_rule_sets_do_not_meet(net: Net, x: Tensor) -> None:
-    sets = {"SoftPullback": soft_pullback(), "GuidedBackprop": guided(), "Pullback": pullback()}
+    sets = {"SoftPullback": soft_pullback("paper"), "GuidedBackprop": guided(), "Pullback": pullback()}
     expected = {name: attribute(net, x, 1, rules=rules).value for name, rules in sets.items()}
     barrier, failures = threading.Barrier(len(sets)), []
 
@@ -192,14 +192,14 @@ def test_two_threads_with_two_rule_sets_do_not_meet(net: Net, x: Tensor) -> None
 
 def test_runs_may_be_nested(net: Net, x: Tensor) -> None:
     expected = attribute(net, x, 1, rules=pullback()).value
-    with running(net, soft_pullback()):
+    with running(net, soft_pullback("paper")):
         inner = attribute(net, x, 1, rules=pullback()).value
     assert torch.equal(inner, expected)
 
 
 def test_a_run_does_not_outlive_its_context(net: Net, x: Tensor) -> None:
     leaf = x.clone().requires_grad_()
-    with pytest.raises(ZeroDivisionError), running(net, soft_pullback()):
+    with pytest.raises(ZeroDivisionError), running(net, soft_pullback("paper")):
         raise ZeroDivisionError
     (plain,) = torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)
     assert torch.equal(method("Saliency")(net).attribute(x, 1), plain)

@@ -70,9 +70,9 @@ class Small(nn.Module):
 )
 def test_batches_that_do_not_fit_are_halved(path: str, words: str, x: Tensor) -> None:
     model = Small(words)
-    found = attribute(model, x, [0, 1, 2, 0, 1], rules=soft_pullback(), path=PATHS[path])
+    found = attribute(model, x, [0, 1, 2, 0, 1], rules=soft_pullback("paper"), path=PATHS[path])
     assert max(model.batches) <= 2
-    expected = attribute(model.net, x, [0, 1, 2, 0, 1], rules=soft_pullback(), path=PATHS[path])
+    expected = attribute(model.net, x, [0, 1, 2, 0, 1], rules=soft_pullback("paper"), path=PATHS[path])
     assert torch.allclose(found.value, expected.value, atol=1e-12)
     assert found.cost.backwards == expected.cost.backwards
 
@@ -94,6 +94,14 @@ def test_the_pullback_of_a_cnn_and_its_biases_make_up_the_score(x: Tensor) -> No
     value = attribute(model, x, 1, rules=pullback(), bias=True, readout="value")
     assert value.residual.abs().max() < 1e-10
     assert torch.allclose(value.value, found.value * x)
+
+
+def test_the_residual_of_soft_gates_is_what_they_miss(x: Tensor) -> None:
+    found = attribute(cnn(), x, 1, rules=soft_pullback("paper"), bias=True)
+    missing = found.scores - (found.value * x).flatten(1).sum(1) - found.bias
+    assert torch.allclose(found.residual, missing, atol=1e-12)
+    assert found.residual.abs().min() > 1e-3
+    assert attribute(cnn(), x, 1, rules=soft_pullback("paper")).residual is None
 
 
 def test_the_share_of_the_biases_is_their_own_pullback() -> None:
@@ -166,7 +174,7 @@ def test_float16_that_overflows_is_an_error() -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_attributions_have_the_input_s_dtype(dtype: torch.dtype, path: str, x: Tensor) -> None:
     model = cnn().to(dtype)
-    found = attribute(model, x.to(dtype), 1, rules=soft_pullback(), path=PATHS[path])
+    found = attribute(model, x.to(dtype), 1, rules=soft_pullback("paper"), path=PATHS[path])
     assert found.value.dtype == dtype
     assert found.value.shape == x.shape
 
@@ -205,8 +213,8 @@ def test_every_error_is_one_of_ours(x: Tensor) -> None:
 
 def test_a_model_under_no_grad_or_inference_mode_is_explained(x: Tensor) -> None:
     model = cnn()
-    expected = attribute(model, x, 1, rules=soft_pullback()).value
+    expected = attribute(model, x, 1, rules=soft_pullback("paper")).value
     with torch.no_grad():
-        assert torch.equal(attribute(model, x, 1, rules=soft_pullback()).value, expected)
+        assert torch.equal(attribute(model, x, 1, rules=soft_pullback("paper")).value, expected)
     model.requires_grad_(False)
-    assert torch.equal(attribute(model, x, 1, rules=soft_pullback()).value, expected)
+    assert torch.equal(attribute(model, x, 1, rules=soft_pullback("paper")).value, expected)

@@ -18,7 +18,7 @@ RULES = {
     "guided": guided(),
     "deconvnet": deconvnet(),
     "pullback": pullback(),
-    "soft": soft_pullback(),
+    "soft": soft_pullback("paper"),
     "relative": soft_pullback("relative"),
 }
 Function = Callable[[Tensor], Tensor]

@@ -172,7 +172,7 @@ def test_an_ascent_is_its_loop(setting: dict[str, Any]) -> None:
     w = torch.randn(6, 4, dtype=torch.float64, generator=generator)
     model = Spelled(lambda x: torch.relu(x.flatten(1) @ w).sum(1, keepdim=True))
     x = torch.randn(3, 2, 3, dtype=torch.float64, generator=generator).clamp(-1, 1)
-    found = attribute(model, x, 0, path=Ascent(**setting, box=(-1.0, 1.0)), rules=soft_pullback())
+    found = attribute(model, x, 0, path=Ascent(**setting, box=(-1.0, 1.0)), rules=soft_pullback("paper"))
 
     def phi(u):
         return (1 + torch.erf(u / math.sqrt(2))) / 2

@@ -158,7 +158,7 @@ def test_a_patch_inside_a_run_is_explained(net: Twice, xy: tuple[Tensor, Tensor]
         assert not attribute(net, xy, 1, sites="input#0", rules=pullback()).value.any()
 
 
-@pytest.mark.parametrize("rules", [pullback(), soft_pullback()], ids=lambda r: r.name)
+@pytest.mark.parametrize("rules", [pullback(), soft_pullback("paper")], ids=lambda r: r.name)
 def test_reading_a_site_does_not_change_the_input_s_explanation(rules: Any) -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)).double()
     x = torch.randn(2, 2, 6, 6, dtype=torch.float64)

@@ -159,6 +159,13 @@ def test_targets_that_do_not_fit_are_refused(target: Any) -> None:
         as_target(target)(OUT)
 
 
+def test_classes_that_are_ruled_out_add_nothing_to_the_entropy() -> None:
+    outputs = torch.tensor([[0.0, 0.0, -torch.inf]], dtype=torch.float64, requires_grad=True)
+    entropy = as_target(Entropy())(outputs)
+    assert entropy.item() == pytest.approx(0.6931471805599453)
+    assert torch.isfinite(torch.autograd.grad(entropy.sum(), outputs)[0]).all()
+
+
 @pytest.mark.parametrize("function", [lambda o: o, lambda o: o.sum(), lambda o: 3.0])
 def test_a_target_function_gives_one_score_a_sample(function: Any) -> None:
     with pytest.raises(TargetError):

@@ -107,7 +107,7 @@ def test_hard_gates_do_not_see_how_a_function_is_scaled(name: str, c: float, x: 
 
 @pytest.mark.parametrize("c", [0.1, 10.0])
 def test_a_layer_and_its_temperature_scale_together(c: float, x: Tensor) -> None:
-    expected = method("SoftPullback")(net()).attribute(x, 1)
+    expected = method("SoftPullback")(net(), temperature="paper").attribute(x, 1)
     warm = {"1": {"relu": 0.6 * c}, "2": {"max_pool": 0.3 * c}}
     assert relative_gap(method("SoftPullback")(rescaled(c), temperature=warm).attribute(x, 1), expected) < 1e-12
 

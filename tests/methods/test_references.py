@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,17 @@ from torch import Tensor, nn
 
 from backlight.engine import Line
 from backlight.engine.attribution import attribute
-from backlight.methods import method
+from backlight.methods import Method, method
 from backlight.rules import soft_pullback
 
 TAU, POOL = 0.6, 0.3
+
+
+def made(name: str, model: nn.Module, **settings: Any) -> Method:
+    """A method with the paper's temperatures."""
+    if "temperature" in method(name).settings() and name != "ExcitationPullback":
+        settings["temperature"] = "paper"
+    return method(name)(model, **settings)
 
 
 def mlp() -> nn.Sequential:
@@ -58,7 +66,7 @@ def x() -> Tensor:
 def test_an_mlp_by_matrices(name: str, x: Tensor) -> None:
     model = mlp()
     expected = by_matrices(model, x, 2, GATES[name])
-    assert torch.allclose(method(name)(model).attribute(x, 2), expected, atol=1e-12)
+    assert torch.allclose(made(name, model).attribute(x, 2), expected, atol=1e-12)
 
 
 def matrix_of(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
@@ -91,13 +99,13 @@ def test_a_cnn_by_matrices(soft: bool) -> None:
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     first = matrix_of(lambda e: nn.functional.conv2d(e, conv.weight, None, 2, 1) * scale[:, None, None], (2, 6, 6))
     whole = head.weight @ torch.diag(gate2.flatten()) @ route @ torch.diag(gate1.flatten()) @ first
-    found = method("SoftPullback" if soft else "Pullback")(model).attribute(x, 1)
+    found = made("SoftPullback" if soft else "Pullback", model).attribute(x, 1)
     assert torch.allclose(found.flatten(), whole[1].detach(), atol=1e-12)
 
 
 def test_input_times_gradient(x: Tensor) -> None:
     model = mlp()
-    assert torch.equal(method("InputXGradient")(model).attribute(x, 1), x * method("Saliency")(model).attribute(x, 1))
+    assert torch.equal(made("InputXGradient", model).attribute(x, 1), x * made("Saliency", model).attribute(x, 1))
 
 
 @pytest.mark.parametrize("name", ["IntegratedGradients", "IntegratedPullback"])
@@ -109,7 +117,7 @@ def test_integrated_by_a_loop(name: str, x: Tensor) -> None:
     for k in range(6):
         t = (k + 0.5) / 6
         total += by_matrices(model, baseline + t * (x - baseline), 1, gate) / 6
-    found = method(name)(model, n_steps=6, rule="riemann_middle", baseline=baseline).attribute(x, 1)
+    found = made(name, model, n_steps=6, rule="riemann_middle", baseline=baseline).attribute(x, 1)
     assert torch.allclose(found, (x - baseline) * total, atol=1e-12)
 
 
@@ -123,7 +131,7 @@ def test_smoothed_by_a_loop_over_the_same_noise(name: str, x: Tensor) -> None:
     gate = step if name == "SmoothGrad" else GATES["SoftPullback"]
     generator = torch.Generator().manual_seed(11)
     total = sum(by_matrices(model, x + 0.2 * drawn((1, 5), generator), 1, gate) for _ in range(7))
-    found = method(name)(model, n_samples=7, stdev=0.2, seed=11).attribute(x, 1)
+    found = made(name, model, n_samples=7, stdev=0.2, seed=11).attribute(x, 1)
     assert torch.allclose(found, total / 7, atol=1e-12)
 
 
@@ -139,7 +147,7 @@ def test_fused_by_copies_with_noisy_weights(name: str, x: Tensor) -> None:
             parameter.data *= 1 + 0.1 * drawn((1, *parameter.shape), generator)[0]
         for _ in range(2):
             total += by_matrices(noisy, x + 0.3 * drawn((1, 5), generator), 1, gate) / 6
-    found = method(name)(model, n_weights=3, n_samples=2, weight_stdev=0.1, stdev=0.3, seed=5).attribute(x, 1)
+    found = made(name, model, n_weights=3, n_samples=2, weight_stdev=0.1, stdev=0.3, seed=5).attribute(x, 1)
     assert torch.allclose(found, total, atol=1e-12)
 
 
@@ -151,7 +159,7 @@ def test_an_ascent_by_a_loop(name: str, x: Tensor) -> None:
     for _ in range(5):
         g = by_matrices(model, at, 1, gate)
         at = at + 20 * g / g.norm(dim=1, keepdim=True).clamp(min=1e-20)
-    assert torch.allclose(method(name)(model).attribute(x, 1), at - x, atol=1e-9)
+    assert torch.allclose(made(name, model).attribute(x, 1), at - x, atol=1e-9)
 
 
 def clipped(name: str, y: Tensor, z: Tensor) -> Tensor:
@@ -167,15 +175,15 @@ def test_clipped_backprop_by_matrices(name: str, x: Tensor) -> None:
         z1 = w1 @ sample + b1
         z2 = w2 @ z1.relu() + b2
         rows.append(w1.T @ clipped(name, w2.T @ clipped(name, w3[1], z2), z1))
-    assert torch.allclose(method(name)(model).attribute(x, 1), torch.stack(rows), atol=1e-12)
+    assert torch.allclose(made(name, model).attribute(x, 1), torch.stack(rows), atol=1e-12)
 
 
 def test_an_accentuation_is_the_clipped_end_of_the_ascent() -> None:
     model, x = mlp(), torch.rand(4, 5, dtype=torch.float64) * 2 - 1
     setting = {"n_steps": 3, "step": 0.4}
     for along, ascent in (("pullback", "PullbackAscent"), ("gradient", "GradientAscent")):
-        free = method(ascent)(model, **setting).attribute(x, 1)
-        found = method("Accentuation")(model, along=along, **setting).attribute(x, 1)
+        free = made(ascent, model, **setting).attribute(x, 1)
+        found = made("Accentuation", model, along=along, **setting).attribute(x, 1)
         assert torch.allclose(found, (x + free).clamp(-1, 1) - x, atol=1e-12)
 
 
@@ -189,7 +197,7 @@ def test_a_counterfactual_is_clipped_after_every_step(along: str) -> None:
         at = at + 0.5 * g / g.norm(dim=1, keepdim=True).clamp(min=1e-20)
         away = at - x
         at = (x + away * (1.2 / away.norm(dim=1, keepdim=True)).clamp(max=1)).clamp(-1, 1)
-    explainer = method("Counterfactual")(model, n_steps=4, step=0.5, radius=1.2, along=along)
+    explainer = made("Counterfactual", model, n_steps=4, step=0.5, radius=1.2, along=along)
     assert torch.allclose(explainer.attribute(x, 1), at - x, atol=1e-12)
     found = explainer.perturb(x, 1)
     assert torch.allclose(found.image, at, atol=1e-12)
@@ -219,7 +227,9 @@ def test_the_defaults_are_the_paper_s() -> None:
 def test_any_rules_go_with_any_path_and_readout(x: Tensor) -> None:
     """A combination that no method has: the soft pullback on a line, as value times cotangent."""
     model = mlp()
-    found = attribute(model, x, 1, rules=soft_pullback(), path=Line(3, "riemann_right"), readout="positive").value
+    found = attribute(
+        model, x, 1, rules=soft_pullback("paper"), path=Line(3, "riemann_right"), readout="positive"
+    ).value
     total = torch.zeros_like(x)
     for k in (1, 2, 3):
         at = x * k / 3

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from backlight.engine import RuleSet, attribute
 from backlight.errors import UncoveredOperationError
-from backlight.rules import deconvnet, excitation_pullback, gradient, guided, pullback, soft_pullback
+from backlight.rules import Relative, deconvnet, excitation_pullback, gradient, guided, pullback, soft_pullback
 from backlight.rules.gates import ACTIVATIONS
 
 Z = [-2.0, -1.0, -0.6, -0.3, 0.0, 0.3, 0.6, 1.0, 2.0]
@@ -94,7 +94,7 @@ ALL: dict[str, Callable[[Tensor], Tensor]] = {
 }
 RULES: dict[str, Callable[[], RuleSet]] = {
     "pullback": pullback,
-    "soft": soft_pullback,
+    "soft": lambda: soft_pullback("paper"),
     "relative": lambda: soft_pullback("relative"),
     "excitation": excitation_pullback,
     "guided": guided,
@@ -110,7 +110,7 @@ def points(count: int = 40) -> Tensor:
     return z
 
 
-def temperature(**given: float) -> RuleSet:
+def temperature(**given: float | Relative) -> RuleSet:
     return soft_pullback(given)
 
 
@@ -130,7 +130,7 @@ def test_every_activation_of_the_rules_is_tested_here() -> None:
 def test_soft_gates_have_the_reference_values(function: Any, setting: float, expected: list[float]) -> None:
     z = torch.tensor([Z], dtype=torch.float64)
     name = function.__name__
-    for rules in (soft_pullback(), soft_pullback("paper"), temperature(**{name: setting})):
+    for rules in (soft_pullback("paper"), temperature(**{name: setting})):
         assert pull(function, z, rules)[0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -241,7 +241,20 @@ def test_cotangents_are_finite_at_zero_and_at_extremes(name: str, tau: float) ->
 def test_a_relative_temperature_is_the_spread_of_the_pre_activations() -> None:
     z = points()
     tau = torch.stack([sample.std(correction=0) for sample in z]).reshape(2, 1, 1)
-    assert torch.allclose(pull(F.relu, z, soft_pullback("relative")), phi(z / tau), atol=1e-6)
+    for c in (0.5, 1.5):
+        assert torch.allclose(pull(F.relu, z, temperature(relu=Relative(c))), phi(z / (c * tau)), atol=1e-6)
+    channels = z.std(1, correction=0, keepdim=True)  # of tokens [N, T, D], the last axis is the channels
+    assert torch.allclose(pull(F.relu, z, temperature(relu=Relative(1.0, "channel"))), phi(z / channels), atol=1e-6)
+
+
+def test_by_default_switches_are_relative_and_smooth_gates_are_the_paper_s() -> None:
+    z = points()
+    for function in (F.relu, F.leaky_relu):
+        expected = pull(function, z, temperature(relu=Relative(1.5)))
+        for rules in (soft_pullback("relative"), soft_pullback()):
+            assert torch.equal(pull(function, z, rules), expected)
+    for function in (F.silu, F.gelu):
+        assert torch.equal(pull(function, z, soft_pullback()), pull(function, z, soft_pullback("paper")))
 
 
 def test_constant_pre_activations_have_relative_temperature_zero() -> None:
@@ -277,7 +290,7 @@ def test_squeeze_and_excitation_holds_its_gate() -> None:
 
     for squash in (torch.sigmoid, F.hardsigmoid):
         gate = squash(x.mean((2, 3)) @ weight)[:, :, None, None].expand_as(x)
-        for rules in (pullback(), soft_pullback()):
+        for rules in (pullback(), soft_pullback("paper")):
             assert torch.allclose(pull(lambda x, s=squash: excite(x, s), x, rules), gate, atol=1e-12)
         assert not torch.allclose(pull(lambda x, s=squash: excite(x, s), x, gradient()), gate, atol=1e-3)
 

@@ -199,7 +199,7 @@ class ReferenceLayer(nn.Module):
         return layer.norm2(x + feed(x))
 
 
-@pytest.mark.parametrize("rules", [pullback(), soft_pullback()], ids=lambda r: r.name)
+@pytest.mark.parametrize("rules", [pullback(), soft_pullback("paper")], ids=lambda r: r.name)
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("norm_first", [True, False])
 @pytest.mark.parametrize("batch_first", [True, False])
