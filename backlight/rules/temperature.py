@@ -84,7 +84,7 @@ EXCITATION: dict[str, Temperature] = {"relu": 0.3, "silu": 1.0, "gelu": 1.0, "ma
 
 # Switches and max-pools scale with their input, smooth gates have a scale of their own: only the former's temperature
 # is relative. The factor is the evidence's choice (docs/temperature.md).
-RELATIVE: dict[str, Temperature] = {**PAPER, "relu": Relative(1.5), "max_pool": Relative(1.5)}
+RELATIVE: dict[str, Temperature] = {**PAPER, "relu": Relative(1.0), "max_pool": Relative(1.0)}
 
 
 TemperatureSetting = str | Temperature | Mapping[str, "str | Temperature | Mapping[str, Temperature]"]

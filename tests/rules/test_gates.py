@@ -250,7 +250,7 @@ def test_a_relative_temperature_is_the_spread_of_the_pre_activations() -> None:
 def test_by_default_switches_are_relative_and_smooth_gates_are_the_paper_s() -> None:
     z = points()
     for function in (F.relu, F.leaky_relu):
-        expected = pull(function, z, temperature(relu=Relative(1.5)))
+        expected = pull(function, z, temperature(relu=Relative(1.0)))
         for rules in (soft_pullback("relative"), soft_pullback()):
             assert torch.equal(pull(function, z, rules), expected)
     for function in (F.silu, F.gelu):
