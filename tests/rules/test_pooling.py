@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from probes import pull, pulled
 from torch import Tensor, nn
@@ -81,7 +81,21 @@ def options(draw: Any) -> dict[str, Any]:
     }
 
 
+WIDE = {
+    "rank": 1,
+    "kernel": [5],
+    "stride": [1],
+    "padding": [2],
+    "dilation": [1],
+    "sizes": [7],
+    "ceil": False,
+    "tau": 0.3,
+}
+
+
 @given(options())
+@example({**WIDE, "seed": 0})
+@example({**WIDE, "dilation": [2], "sizes": [9], "seed": 1})
 @settings(max_examples=60, deadline=None)
 def test_soft_routing_is_the_sum_over_windows(o: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(o["seed"])
