@@ -295,6 +295,32 @@ def test_squeeze_and_excitation_holds_its_gate() -> None:
         assert not torch.allclose(pull(lambda x, s=squash: excite(x, s), x, gradient()), gate, atol=1e-3)
 
 
+ORDER = [1, 0, 3, 2]
+SCALED: dict[str, Callable[[Tensor], Tensor]] = {
+    "doubled": lambda z: 2 * z.sigmoid(),
+    "halved": lambda z: z.sigmoid() / 2,
+    "moved": lambda z: z.sigmoid()[:, ORDER],
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_gate_that_is_scaled_or_moved_is_held_as_it_is(name: str) -> None:
+    z = torch.randn(3, 4, dtype=torch.float64)
+    assert torch.allclose(pull(lambda z: SCALED[name](z) * z, z, pullback()), SCALED[name](z), atol=1e-12)
+
+
+def test_a_random_leak_is_its_own_gate() -> None:
+    z, module = torch.randn(2, 9, dtype=torch.float64), nn.RReLU(0.1, 0.5).train()
+    value, (gate,) = pulled(module, z, rules=pullback())
+    assert torch.allclose(gate * z, value, atol=1e-12)
+
+
+def test_a_softplus_that_turns_linear_has_the_gate_of_what_it_is() -> None:
+    z = torch.randn(2, 9, dtype=torch.float64)
+    value, (gate,) = pulled(lambda z: F.softplus(z, 1.0, 1.0), z, rules=pullback())
+    assert torch.allclose(gate * z, value - math.log(2), atol=1e-12)
+
+
 def test_a_threshold_elsewhere_has_no_rule() -> None:
     with pytest.raises(UncoveredOperationError, match="threshold"):
         pull(nn.Threshold(0.5, 0.1), points(), pullback())
