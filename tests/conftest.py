@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -20,18 +19,13 @@ def _modules_with_shapes() -> list[str]:
 _HOOK = install_import_hook(_modules_with_shapes(), "shape_checks.checked")  # before the package is imported
 
 import torch  # noqa: E402
-from known_bugs import KNOWN_BUGS  # noqa: E402
 
 torch.set_num_threads(1)  # the tensors are small: more threads wait for each other
 DATA = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of known bugs must fail; tests marked `gpu` are skipped where there is no CUDA device."""
-    for item in items:
-        for pattern, reason in KNOWN_BUGS.items():
-            if re.search(pattern, item.nodeid):
-                item.add_marker(pytest.mark.xfail(strict=True, reason=reason))
+    """Tests marked `gpu` are skipped where there is no CUDA device."""
     if torch.cuda.is_available():
         return
     for item in items:

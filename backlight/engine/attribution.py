@@ -28,8 +28,9 @@ class Attribution:
 
     `values`: `{site: Tensor}`, of the site's shape unless the readout reduces it. `scores`: `[N]`, the target at the
     input (None where the path does not visit it). `bias`: `[N]`, the share of the biases, where asked for. `residual`:
-    `[N]`, the score (minus the baseline's, on a line) less what attribution and bias sum to; None where no completeness
-    is claimed. `points`: the inputs that an ascent visited, start and end included.
+    `[N]`, the score (minus the baseline's, on a line) less what attribution and bias sum to; None where they are not
+    meant to sum to it (whether they do is a method's claim, `Method.completeness`). `points`: the inputs that an ascent
+    visited, start and end included.
     """
 
     values: dict[str, Tensor]

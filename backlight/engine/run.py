@@ -196,22 +196,26 @@ class Run(TorchFunctionMode):
         return args, kwargs
 
     def _pass_marks(self, call: Call, result: Any) -> None:
-        """What is moved stays what it is; attention weights stay weights when heads are mixed."""
-        source = next((value for value in call.args if needs_gradient(value)), None)
-        if source is not None and call.operation in STRUCTURAL | {"linear", "conv"}:
-            self.pass_mark(call, source, result)
+        """What is moved stays what it is; a gate plus a constant is a gate; mixed weights are weights."""
+        sources = [value for value in call.args if needs_gradient(value)]
+        if len(sources) == 1 and call.operation in STRUCTURAL | {"linear", "conv", "add", "sub"}:
+            self.pass_mark(call, sources[0], result)
 
     def pass_mark(self, call: Call, source: Tensor, result: Any) -> None:
         """Mark the result of a call as what its source is; what the mark carries goes through the same call."""
         mark = self.marks.get(source)
-        mixed = call.operation in ("linear", "conv")
-        if mark is None or result is source or not isinstance(result, Tensor) or (mixed and mark.kind != "weights"):
+        if mark is None or result is source or not isinstance(result, Tensor):
             return
-        if mark.kind == "weights" and mark.source is not None:
-            with torch.set_grad_enabled(self.phase.differentiable):
-                args = tuple(mark.source if value is source else value for value in call.args)
-                mark = Mark("weights", call.function(*args, **call.kwargs))
-        self.marks[result] = mark
+        kinds = {"linear": ("weights",), "conv": ("weights",)}.get(call.operation, ("weights", "gate"))
+        if call.operation in STRUCTURAL and mark.kind == "mean":
+            self.marks[result] = mark
+        elif mark.kind in kinds:
+            carried = mark.source if mark.kind == "weights" else None  # a gate that was changed is no SiLU's any more
+            if carried is not None:
+                with torch.set_grad_enabled(self.phase.differentiable):
+                    args = tuple(carried if value is source else value for value in call.args)
+                    carried = call.function(*args, **call.kwargs)
+            self.marks[result] = Mark(mark.kind, carried)
 
     def enter_module(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Global forward pre-hook: notes the running module; a module with a rule of its own runs undifferentiated."""

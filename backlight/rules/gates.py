@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlight.engine.rules import Call, Mark, Rule, needs_gradient
+from backlight.errors import ModelError
 from backlight.rules.temperature import Temperature, resolve
 
 # z, tau -> gate
@@ -130,12 +131,13 @@ def _gelu_gate(z: Tensor, approximate: str = "none") -> Tensor:
     return normal_cdf(z, 1.0)
 
 
-def _softplus_gate(z: Tensor, beta: float) -> Tensor:
+def _softplus_gate(z: Tensor, beta: float, threshold: float = 20.0) -> Tensor:
     # log((1 + e^u) / 2) / u, u = beta z, without cancellation at 0, and finite for infinite u
     u = z * beta
     small = _ratio(torch.log1p(torch.expm1(u.clamp(-1, 1)) / 2), u.clamp(-1, 1), 0.5)
-    large = (u > 0) + (F.softplus(-u.abs()) - math.log(2)) / torch.where(u.abs() < 1, 1, u)
-    return torch.where(u.abs() < 1, small, large)
+    rest = torch.where(u > threshold, 0, F.softplus(-u.abs()))  # above the threshold softplus is linear
+    large = (u > 0) + (rest - math.log(2)) / torch.where(u == 0, 1, u)
+    return torch.where((u.abs() < 1) & (u <= threshold), small, large)
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -152,7 +154,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": _smooth(lambda z: torch.sigmoid(1.702 * z), "gelu"),
     "hardswish": _smooth(lambda z: (z / 6 + 0.5).clamp(0, 1), "silu"),
     "mish": _smooth(lambda z: torch.tanh(F.softplus(z)), "silu"),
-    "softplus": _smooth(_softplus_gate, "silu", lambda beta: math.log(2) / beta),
+    "softplus": _smooth(_softplus_gate, "silu", lambda beta, threshold: math.log(2) / beta),
     "hardtanh": Activation(_clip, offset=lambda low, high: min(max(0.0, low), high)),
     "tanh": Activation(lambda z: _ratio(torch.tanh(z), z, 1.0)),
     "sigmoid": Activation(lambda z: _ratio(torch.tanh(z / 2) / 2, z, 0.25), offset=lambda: 0.5),
@@ -188,9 +190,11 @@ def _read(call: Call) -> tuple[str, tuple[Any, ...]] | None:
             return "elu", (1.6732632423543772, 1.0507009873554805, 1.0)
         return "elu", (alpha, 1.0, 1 / alpha if operation == "celu" else 1.0)
     if operation == "rrelu":
+        if get(3, "training", False):
+            raise ModelError(f"RReLU in layer {call.layer!r} draws its slopes in training mode: call model.eval()")
         return "leaky_relu", ((get(1, "lower", 1 / 8) + get(2, "upper", 1 / 3)) / 2,)
     if operation == "softplus":
-        return "softplus", (get(1, "beta", 1.0),)
+        return "softplus", (get(1, "beta", 1.0), get(2, "threshold", 20.0))
     arguments: dict[str, tuple[Any, ...]] = {
         "leaky_relu": (get(1, "negative_slope", 0.01),),
         "prelu": (get(1, "weight"),),
