@@ -24,9 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import backlight
 from backlight.data import Preprocessing
+from backlight.engine.operations import operation_name
 from backlight.engine.paths import blur
 from backlight.methods import method
 from backlight.models.checkpoints import load_strictly, read_state_dict
@@ -201,6 +203,29 @@ def networks(options: argparse.Namespace) -> Iterator[tuple[str, nn.Module, Iter
             yield name, model, cifar(Path(options.data) / "cifar10.npz", options.limit), 20.0 * 32 / 224
 
 
+class Spreads(TorchFunctionMode):
+    """Collects the standard deviation of every layer's pre-activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[float] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if operation_name(function) in ("relu", "hardtanh", "gelu"):
+            self.found.append(float(args[0].std()))
+        return function(*args, **(kwargs or {}))
+
+
+def spread(model: nn.Module, images: Iterator[tuple[Tensor, int]]) -> list[float]:
+    """The standard deviation of each layer's pre-activations, averaged over images."""
+    found = []
+    for x, _ in images:
+        with torch.no_grad(), Spreads() as spreads:
+            model(x[None])
+        found.append(spreads.found)
+    return np.mean(found, axis=0).tolist()
+
+
 def summary(rows: list[dict[str, list[float]]]) -> list[dict[str, object]]:
     """Mean, median and win share against the gradient of the infidelity, mean patch correlation, for each map."""
     table = []
@@ -240,14 +265,15 @@ def markdown(out: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
+    parser.add_argument("--data", default=".")
+    parser.add_argument("--weights", default=".")
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--networks", nargs="*")
     parser.add_argument("--ascents", action="store_true")
     parser.add_argument("--out", required=True, help="a folder: one JSON file a network, with every image's scores")
     parser.add_argument("--report", action="store_true", help="only print the tables of the JSON files in --out")
+    parser.add_argument("--spreads", action="store_true", help="only print the spread of the pre-activations")
     options = parser.parse_args()
     out = Path(options.out)
     if options.report:
@@ -255,6 +281,12 @@ def main() -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     for name, model, images, step in networks(options):
+        if options.spreads:
+            layers = spread(model, images)
+            print(
+                f"| {name} | {len(layers)} | {statistics.median(layers):.2f} | {min(layers):.2f} | {max(layers):.2f} |"
+            )
+            continue
         compared = maps(options.ascents, step)
         rows = []
         for number, (x, label) in enumerate(images):

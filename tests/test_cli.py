@@ -97,7 +97,7 @@ def test_arrays_equal_the_api(tmp_path: Path, cat: Path, loaded: Any) -> None:
     assert int(saved["target"]) == about["target"]["index"] == 281
     assert about["target"]["name"] == "tabby"
     assert (about["method"], about["model"], about["version"]) == ("SoftPullback", MODEL, backlight.__version__)
-    assert about["settings"] == {"strict": True, "temperature": "paper"}
+    assert about["settings"] == {"strict": True, "temperature": "relative"}
 
 
 def test_hidden_layer_is_the_networks_own_name(tmp_path: Path, cat: Path, loaded: Any) -> None:

@@ -1,0 +1,41 @@
+"""The Python of the guides runs, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import backlight
+from backlight.errors import BacklightError
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+@pytest.mark.parametrize("name", ["engine.md", "rules.md"])
+def test_python_blocks_run(name: str) -> None:
+    try:
+        backlight.load("efficientnet_lite0")
+    except BacklightError as error:
+        pytest.skip(str(error))
+    text = (DOCS / name).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    tests = DOCS.parent / "tests"
+    known = {name for file in tests.rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}
+    for name in re.findall(r"::(test_\w+)", page.read_text(encoding="utf-8")):
+        assert name in known, name
