@@ -34,9 +34,9 @@ class SlicedOffset:
         """The outputs that are met."""
         return y[self.outside]
 
-    def add(self, total: Tensor, values: Tensor) -> Tensor:
-        """Add values, one for each output that is met, to the input entries."""
-        total[self.inside] += values
+    def add(self, total: Tensor, weights: Tensor, share: Tensor) -> Tensor:
+        """Add weights times shares, one for each output that is met, to the input entries."""
+        total[self.inside].addcmul_(weights, share)
         return total
 
 
@@ -57,8 +57,9 @@ class IndexedOffset:
         """All outputs."""
         return y
 
-    def add(self, total: Tensor, values: Tensor) -> Tensor:
-        """Add values, one for each output, to the input entries."""
+    def add(self, total: Tensor, weights: Tensor, share: Tensor) -> Tensor:
+        """Add weights times shares, one for each output, to the input entries."""
+        values = weights * share
         for axis, index in reversed(list(self._axes())):
             grown = values.new_zeros(*values.shape[:axis], total.shape[axis], *values.shape[values.ndim + axis + 1 :])
             values = grown.index_add(axis, index.clamp(min=0), values)
@@ -123,7 +124,7 @@ def soft_routing(z: Tensor, y: Tensor, cotangent: Tensor, offsets: list[Offset],
     result = torch.zeros_like(z)
     share = cotangent / total
     for offset in offsets:
-        result = offset.add(result, weigh(offset) * offset.at_outputs(share))
+        result = offset.add(result, weigh(offset), offset.at_outputs(share))
     return result
 
 
@@ -143,7 +144,7 @@ def excitation_routing(z: Tensor, y: Tensor, cotangent: Tensor, offsets: list[Of
         away = (offset.read(z) - offset.at_outputs(y)).clamp(min=lowest) - offset.at_outputs(pooled)
         weight = weigh(offset)
         weight = torch.where(weight > 0, weight * (1 + away / tau), weight)
-        result = offset.add(result, weight * offset.at_outputs(share))
+        result = offset.add(result, weight, offset.at_outputs(share))
     return result
 
 

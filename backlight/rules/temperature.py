@@ -53,15 +53,18 @@ class Relative:
 def _spread(z: Tensor, axes: tuple[int, ...], infinite: bool) -> Tensor:
     """Standard deviation over axes, kept; in float32 at least."""
     wide = torch.promote_types(z.dtype, torch.float32)
-    share: Tensor | float = 1.0
-    if infinite:
-        finite = z.isfinite()
-        share = finite.mean(axes, keepdim=True, dtype=wide).clamp(min=torch.finfo(wide).tiny)
-        z = z.where(finite, 0)
-    mean = z.mean(axes, keepdim=True, dtype=wide)
-    # forty times faster than torch.std on a CPU; what cancels is far below any spread that matters to a gate
-    square = torch.linalg.vector_norm(z, dim=axes, keepdim=True, dtype=wide).square() * (mean.numel() / z.numel())
-    return (square / share - (mean / share).square()).clamp(min=0).sqrt()
+
+    def spread(z: Tensor, share: Tensor | float = 1.0) -> Tensor:
+        mean = z.mean(axes, keepdim=True, dtype=wide) / share
+        # forty times faster than torch.std on a CPU; what cancels is far below any spread that matters to a gate
+        square = torch.linalg.vector_norm(z, dim=axes, keepdim=True, dtype=wide).square() * (mean.numel() / z.numel())
+        return (square / share - mean.square()).clamp(min=0).sqrt()
+
+    found = spread(z)
+    if not infinite or bool(torch.isfinite(found).all()):
+        return found
+    finite = z.isfinite()
+    return spread(z.where(finite, 0), finite.mean(axes, keepdim=True, dtype=wide).clamp(min=torch.finfo(wide).tiny))
 
 
 Temperature = float | Relative
