@@ -25,6 +25,7 @@ pytest.importorskip("matplotlib")
 from typer.testing import CliRunner
 
 from backlight.cli.commands import app
+from backlight.methods import method
 
 MODEL = "efficientnet_lite0"
 
@@ -97,7 +98,7 @@ def test_arrays_equal_the_api(tmp_path: Path, cat: Path, loaded: Any) -> None:
     assert int(saved["target"]) == about["target"]["index"] == 281
     assert about["target"]["name"] == "tabby"
     assert (about["method"], about["model"], about["version"]) == ("SoftPullback", MODEL, backlight.__version__)
-    assert about["settings"] == {"strict": True, "temperature": "relative"}
+    assert about["settings"] == method("SoftPullback").settings()
 
 
 def test_hidden_layer_is_the_networks_own_name(tmp_path: Path, cat: Path, loaded: Any) -> None:
@@ -222,6 +223,7 @@ def test_counterfactual(tmp_path: Path, cat: Path, along: str) -> None:
     assert {len(path) for path in paths.values()} == {4}
     assert paths["target_probability"][-1] > paths["target_probability"][0]
     assert max(paths["distance"]) <= 40 + 1e-3
+    assert record["settings"]["temperature"] == method("Counterfactual").settings()["temperature"]
     assert record["original"]["name"] == "tiger cat"
     assert record["target"]["name"] == "tiger"
     saved = np.load(record["array"])

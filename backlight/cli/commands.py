@@ -157,7 +157,8 @@ def counterfactual(
     folder = output_folder(out)
     network = open_network(model, weights, random_weights, classes, device)
     target = network.class_index(to)
-    softness: Any = "paper" if temperature is None else parse_value("temperature", temperature, "paper")
+    default = Counterfactual.settings()["temperature"]
+    softness = default if temperature is None else parse_value("temperature", temperature, default)
     method = Counterfactual(
         network.front, n_steps=steps, step=step, radius=radius, along=along.value, temperature=softness
     )
