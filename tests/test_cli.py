@@ -300,11 +300,12 @@ def test_interrupt_keeps_what_is_done(tmp_path: Path, cat: Path) -> None:
     second = tmp_path / "second.png"
     sample_image("coffee").save(second)
     command = [sys.executable, "-m", "backlight.cli", "explain", cat, second, "--out", tmp_path / "out", "--json"]
-    command += ["--method", "SmoothGrad", "--set", "n_samples=25", "--batch-size", "1"]
+    command += ["--method", "SmoothGrad", "--set", "n_samples=80", "--batch-size", "1"]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not (tmp_path / "out" / "cat.explanation.png").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    time.sleep(0.4)  # the record follows the files; the second picture takes far longer
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=100)
     assert process.returncode == 130, stderr
