@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from backlight.engine.paths import Ascent
-from backlight.engine.rules import RuleSet
 from backlight.methods.method import Method
-from backlight.rules import DEFAULT_TEMPERATURE, soft_pullback
-from backlight.rules.temperature import TemperatureSetting
+from backlight.methods.pullback import Softened
 
 
 @dataclass(kw_only=True)
@@ -34,13 +32,8 @@ class GradientAscent(Method):
 
 
 @dataclass(kw_only=True)
-class PullbackAscent(GradientAscent):
+class PullbackAscent(Softened, GradientAscent):
     """The input's displacement after `n_steps` normalised soft-pullback steps; unprojected, as in the tables."""
 
     source: ClassVar[str] = "Semantic Pullbacks, section 3.3, equation 6"
     formula: ClassVar[str] = "x_K - x_0, x_(k+1) = x_k + step * g_k / |g_k|, g_k the soft pullback at x_k"
-
-    temperature: TemperatureSetting = DEFAULT_TEMPERATURE
-
-    def rules(self) -> RuleSet:
-        return soft_pullback(self.temperature)

@@ -5,49 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from backlight.engine.rules import RuleSet
 from backlight.methods.fusion_grad import FusionGrad
 from backlight.methods.integrated_gradients import IntegratedGradients
+from backlight.methods.pullback import Softened
 from backlight.methods.smooth_grad import SmoothGrad
-from backlight.rules import DEFAULT_TEMPERATURE, soft_pullback
-from backlight.rules.temperature import TemperatureSetting
 
 
 @dataclass(kw_only=True)
-class SmoothPullback(SmoothGrad):
+class SmoothPullback(Softened, SmoothGrad):
     """The mean soft pullback over Gaussian noise on the input."""
 
     source: ClassVar[str] = "Semantic Pullbacks, section 4"
     formula: ClassVar[str] = "mean over n ~ N(0, stdev^2) of the soft pullback at x + n"
 
-    temperature: TemperatureSetting = DEFAULT_TEMPERATURE
-
-    def rules(self) -> RuleSet:
-        return soft_pullback(self.temperature)
-
 
 @dataclass(kw_only=True)
-class FusionPullback(FusionGrad):
+class FusionPullback(Softened, FusionGrad):
     """The mean soft pullback over noisy weights and noisy inputs."""
 
     source: ClassVar[str] = "Semantic Pullbacks, section 4"
     formula: ClassVar[str] = "mean over weight draws and n of the soft pullback of s_w at x + n"
 
-    temperature: TemperatureSetting = DEFAULT_TEMPERATURE
-
-    def rules(self) -> RuleSet:
-        return soft_pullback(self.temperature)
-
 
 @dataclass(kw_only=True)
-class IntegratedPullback(IntegratedGradients):
+class IntegratedPullback(Softened, IntegratedGradients):
     """The mean soft pullback on the line from a baseline, times the difference. Claims no completeness."""
 
     source: ClassVar[str] = "Semantic Pullbacks, reference code of 2026-08"
     formula: ClassVar[str] = "(x - b) * integral_0^1 of the soft pullback at b + t (x - b) dt"
     completeness: ClassVar[str | None] = None
-
-    temperature: TemperatureSetting = DEFAULT_TEMPERATURE
-
-    def rules(self) -> RuleSet:
-        return soft_pullback(self.temperature)

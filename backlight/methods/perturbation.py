@@ -14,7 +14,6 @@ from backlight.engine.rules import GRADIENT, RuleSet
 from backlight.engine.targets import Logit, as_target, output_tensor, pick
 from backlight.errors import InputError, UnknownNameError
 from backlight.methods.ascent import PullbackAscent
-from backlight.rules import soft_pullback
 from backlight.shapes import Float, Int
 
 
@@ -79,7 +78,7 @@ class Accentuation(PullbackAscent):
             raise UnknownNameError("direction", self.along, ["pullback", "gradient"])
 
     def rules(self) -> RuleSet:
-        return GRADIENT if self.along == "gradient" else soft_pullback(self.temperature)
+        return GRADIENT if self.along == "gradient" else super().rules()
 
     def explain(self, inputs: Tensor | Inputs, target: Any = None, **settings: Any) -> Attribution:
         for x in (inputs,) if isinstance(inputs, Tensor) else inputs:

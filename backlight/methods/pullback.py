@@ -27,7 +27,17 @@ class Pullback(Method):
 
 
 @dataclass(kw_only=True)
-class SoftPullback(Method):
+class Softened(Method):
+    """A method under the soft pullback's rules. `temperature`: see `backlight.rules.temperature`."""
+
+    temperature: TemperatureSetting = DEFAULT_TEMPERATURE
+
+    def rules(self) -> RuleSet:
+        return soft_pullback(self.temperature)
+
+
+@dataclass(kw_only=True)
+class SoftPullback(Softened):
     """The pullback with softened gates and routes: one backward pass in place of an average over a neighbourhood.
 
     `temperature`: see `backlight.rules.temperature`.
@@ -35,11 +45,6 @@ class SoftPullback(Method):
 
     source: ClassVar[str] = "Semantic Pullbacks, section 3.2, equation 5, appendix A"
     formula: ClassVar[str] = "the pullback with gates G(z / tau) and max-pool weights softmax(z / tau)"
-
-    temperature: TemperatureSetting = DEFAULT_TEMPERATURE
-
-    def rules(self) -> RuleSet:
-        return soft_pullback(self.temperature)
 
 
 @dataclass(kw_only=True)
