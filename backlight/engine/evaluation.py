@@ -14,7 +14,7 @@ from backlight.engine.coverage import Coverage
 from backlight.engine.paths import Inputs, Parameters
 from backlight.engine.rules import RuleSet
 from backlight.engine.run import running
-from backlight.engine.sites import INPUT, captured
+from backlight.engine.sites import FEATURES, INPUT, captured
 from backlight.engine.targets import Target, output_tensor
 from backlight.errors import InputError, ModelError, SiteError
 from backlight.shapes import Float
@@ -80,18 +80,21 @@ class Evaluator:
     ) -> Evaluation:
         """One forward and one backward pass. `rows`: of which explained sample each input is a version."""
         names = input_sites(inputs)
-        hidden = [site for site in self.sites if site not in names]
+        hidden = [site for site in self.sites if site not in (*names, FEATURES)]
         target = self.target.rows(rows)
         leaves = dict(
             zip(names, (self._leaf(x, name, one) for x, name in zip(inputs, names, strict=True)), strict=True)
         )
         settings: dict[str, Any] = {"strict": self.strict, "parameters": parameters, "one": one, "samples": len(rows)}
+        settings["observe"] = FEATURES in self.sites
         with torch.enable_grad():
             with running(self.model, self.rules, differentiable=self.create_graph, **settings) as run:
                 for leaf in leaves.values():
                     run.keep(leaf)
                 with captured(self.model, dict.fromkeys((*hidden, *target.sites)), run.keep) as store:
                     outputs = self.model(*leaves.values(), *self._arguments(rows))
+                if settings["observe"]:
+                    store[FEATURES] = _features(run.features)
             scores = target(outputs, store)
             values = {site: leaves[site] if site in leaves else store[site] for site in self.sites}
             cotangents = self._cotangents(scores, [*values.values(), *([] if one is None else [one])])
@@ -107,7 +110,7 @@ class Evaluator:
             return x
         if self.create_graph and x.requires_grad:
             return alias(x)
-        return x.detach().requires_grad_(name in self.sites or one is not None)
+        return x.detach().requires_grad_(name in self.sites or FEATURES in self.sites or one is not None)
 
     def _cotangents(self, scores: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         if not scores.requires_grad:  # a score that does not depend on any site
@@ -130,6 +133,12 @@ class Evaluator:
             return value[rows.to(value.device)] if per_sample else value
 
         return tuple(follow(value) for value in self.arguments)
+
+
+def _features(found: Tensor | None) -> Tensor:
+    if found is None:
+        raise SiteError("the model has no feature map [N, C, H, W, ...] with several positions: name a layer")
+    return found
 
 
 def input_sites(inputs: Inputs) -> tuple[str, ...]:

@@ -60,6 +60,11 @@ STRUCTURAL = frozenset(
     "max_pool adaptive_max_pool fractional_max_pool maximum minimum fmax fmin max min amax amin aminmax topk sort "
     "kthvalue median abs".split()
 )
+# Whose results are feature maps, where they have positions: activations, sums, concatenations. Gates are none.
+MAPS = frozenset(
+    "relu relu6 leaky_relu prelu rrelu elu selu celu silu gelu hardswish mish softplus hardtanh tanh softsign "
+    "logsigmoid tanhshrink hardshrink softshrink threshold clamp maximum fmax add cat".split()
+)
 # Called for what they say; nothing that could be differentiated passes.
 _METADATA = frozenset(
     "shape size dim ndim ndimension numel stride dtype device layout grad grad_fn "

@@ -23,6 +23,7 @@ from backlight.engine.coverage import Coverage
 from backlight.engine.memory import Memory
 from backlight.engine.operations import (
     AFFINE,
+    MAPS,
     PRODUCTS,
     STRUCTURAL,
     is_in_place,
@@ -42,6 +43,7 @@ class Run(TorchFunctionMode):
     is given, every additive constant is multiplied by it, and its gradient is the share of the biases.
     `differentiable`: the explanation will be differentiated; `phase.explaining` has to be set to False before that.
     `samples`: how many a batch has, where rules need to tell them apart; None: the length of every first axis.
+    `observe`: see to it that `features`, the last feature map, can be read after the forward pass (`@features`).
     """
 
     def __init__(
@@ -53,8 +55,11 @@ class Run(TorchFunctionMode):
         one: Tensor | None = None,
         differentiable: bool = False,
         samples: int | None = None,
+        observe: bool = False,
     ) -> None:
         super().__init__()
+        self.observe = observe
+        self.features: Tensor | None = None
         self.rules, self.strict, self.one, self.samples = rules, strict, one, samples
         self.phase = Phase(differentiable)
         self.coverage = Coverage()
@@ -84,6 +89,7 @@ class Run(TorchFunctionMode):
         """Let go of every tensor: graphs refer to the run, and would never be freed if it referred to them."""
         self.memory = Memory()
         self.marks = WeakIdKeyDictionary()
+        self.features = None
         self._layers.clear()
         self._frozen.clear()
 
@@ -134,6 +140,9 @@ class Run(TorchFunctionMode):
         if _any_needs_gradient((result,), {}):
             self.coverage.add(call.operation, answer, call.layer)
         self.memory.note_views(result)
+        if self.observe and call.operation in MAPS and has_positions(result) and result.requires_grad:
+            self.features = result
+            self.keep(result)
         return result
 
     def _autograd_answer(self, call: Call, rules: RuleSet) -> str:
@@ -309,6 +318,11 @@ def _check_layers(model: nn.Module, rules: RuleSet) -> None:
     for pattern in rules.layers:
         if not any(matches(pattern, name) for name in names):
             raise UnknownNameError("layer", pattern, names)
+
+
+def has_positions(value: Any) -> bool:
+    """Whether something is a map `[N, C, H, W, ...]` with more than one position."""
+    return isinstance(value, Tensor) and value.ndim >= 4 and value.shape[2:].numel() > 1
 
 
 def _is_finite(value: Any) -> bool:

@@ -2,7 +2,8 @@
 
 An address is `input` (what the model is given), or the dotted name of a module, whose output is meant: `layer4.1`.
 `layer4.1:input` is that module's input. A module that runs several times needs the number of the call: `relu#2`.
-A module that gives a tuple is read at its first tensor.
+A module that gives a tuple is read at its first tensor. `@features` is the last feature map, whatever module it comes
+from: the result `[N, C, H, W, ...]` of the last activation, sum or concatenation with more than one position.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from backlight.engine.adjoint import alias
 from backlight.errors import SiteError, UnknownNameError
 
 INPUT = "input"
+FEATURES = "@features"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ class Method:
 
     `source`: the paper. `formula`: what is computed. `completeness`: "line" where attributions sum to the difference of
     scores between input and baseline, "bias" where they sum, with the share of the biases, to the score; None where
-    nothing is claimed. `passes`: forward and backward passes a sample, in terms of the settings.
+    nothing is claimed. `passes`: forward and backward passes a sample, in terms of the settings. `positions`: whether
+    the attribution has one value a position, `[N, 1, H, W]`, and not one an entry of the input.
     """
 
     source: ClassVar[str] = ""
@@ -28,6 +29,7 @@ class Method:
     passes: ClassVar[str] = "1"
     readout: ClassVar[str] = "cotangent"
     moves_input: ClassVar[bool] = False
+    positions: ClassVar[bool] = False
 
     model: nn.Module = field(kw_only=False)
     strict: bool = True

@@ -175,3 +175,21 @@ def test_hidden_integrated_gradients_multiply_by_what_is_at_the_point() -> None:
     x = torch.randn(2, 3, dtype=torch.float64)
     found = attribute(model, x, Logit(0), path=Line(8), sites="0", readout="value").value
     assert torch.allclose(found, model[0](x) * model[1].weight[0] / 2, atol=1e-12)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_last_feature_map_is_read_wherever_it_comes_from(in_place: bool) -> None:
+    conv, head = nn.Conv2d(2, 3, 3), nn.Linear(3, 4)
+    model = nn.Sequential(conv, nn.ReLU(in_place), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double()
+    x = torch.randn(2, 2, 5, 5, dtype=torch.float64)
+    found = attribute(model, x, 1, sites="@features", readout="value_over_space").value
+    expected = conv(x).relu().mean((2, 3)) * head.weight[1]
+    assert torch.allclose(found, expected, atol=1e-12)
+    both = attribute(model, x, 1, sites=("@features", "input"))
+    assert set(both.values) == {"@features", "input"}
+    assert torch.equal(both.values["input"], attribute(model, x, 1).value)
+
+
+def test_a_model_without_feature_map_asks_for_a_layer() -> None:
+    with pytest.raises(SiteError, match="name a layer"):
+        attribute(nn.Linear(3, 2), torch.randn(1, 3), 0, sites="@features")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import weakref
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from exceptions import CANNOT
 from networks import SPELLINGS, Modules, spelled
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
@@ -30,6 +32,18 @@ def made(name: str, model: nn.Module, **settings: Any) -> Method:
 
 def images() -> Tensor:
     return torch.rand(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture(autouse=True)
+def exceptions(request: pytest.FixtureRequest) -> None:
+    """What a method cannot keep is declared, with its reason, and has to fail."""
+    parameters = getattr(request.node, "callspec", None)
+    if parameters is None or "name" not in parameters.params:
+        return
+    rest = "-".join(str(value) for key, value in parameters.params.items() if key != "name")
+    for name, test, pattern, reason in CANNOT:
+        if (name, test) == (parameters.params["name"], request.node.originalname) and fnmatchcase(rest, pattern):
+            request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
 
 
 @pytest.fixture
