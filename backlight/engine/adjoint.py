@@ -55,10 +55,12 @@ class _Adjoint(torch.autograd.Function):
             return (None,) * (5 + len(held))
         if ctx.phase.explaining:
             return ctx.vjp(z, y, cotangent, *held), *(None,) * (4 + len(held))
-        return _true_gradients(ctx.compute, (z, *held), cotangent)
+        first, *others = true_gradients(ctx.compute, (z, *held), cotangent)
+        return first, None, None, None, None, *others
 
 
-def _true_gradients(compute: Callable[..., Any], inputs: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Any, ...]:
+def true_gradients(compute: Callable[..., Any], inputs: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Any, ...]:
+    """The operation's own vector-Jacobian products in its inputs, computed from their values."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = inputs if again else tuple(x.detach().requires_grad_(x.is_floating_point()) for x in inputs)
@@ -66,8 +68,7 @@ def _true_gradients(compute: Callable[..., Any], inputs: tuple[Tensor, ...], cot
         y = result[0] if isinstance(result, tuple) else result
         wanted = [x for x in leaves if x.requires_grad]
         found = iter(torch.autograd.grad(y, wanted, cotangent, create_graph=again, allow_unused=True))
-    gradients = [next(found) if x.requires_grad else None for x in leaves]
-    return gradients[0], None, None, None, None, *gradients[1:]
+    return tuple(next(found) if x.requires_grad else None for x in leaves)
 
 
 class _Hold(torch.autograd.Function):

@@ -13,7 +13,7 @@ from backlight.engine.rules import GRADIENT, Call, Rule, RuleSet
 from backlight.errors import UnknownNameError
 from backlight.rules.attention import AttentionRule, MultiheadRule, SoftmaxRule
 from backlight.rules.clipped import DeconvnetRule, GuidedRule
-from backlight.rules.gates import GateFunction, GateRule, GLURule, gate_rules, logistic, normal_cdf
+from backlight.rules.gates import HAND_WRITTEN, GateFunction, GateRule, GLURule, gate_rules, logistic, normal_cdf
 from backlight.rules.normalisation import MeanRule, NormalizeRule, NormRule
 from backlight.rules.pooling import PoolRule, excitation_routing, soft_routing
 from backlight.rules.products import CentreRule, PowerRule, ProductRule, QuotientRule, SpreadRule
@@ -36,18 +36,6 @@ class _ModuleGate:
 
     def __call__(self, call: Call) -> Any:
         return call.adjoint(self.gates.product(self.activation, self.parameters, call.run.samples))
-
-
-# module classes (by name) whose forward is an activation in elementary functions
-_HAND_WRITTEN: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "NewGELUActivation": ("gelu", ("tanh",)),
-    "FastGELUActivation": ("gelu", ("tanh",)),
-    "PytorchGELUTanh": ("gelu", ("tanh",)),
-    "AccurateGELUActivation": ("gelu", ("tanh",)),
-    "QuickGELUActivation": ("quick_gelu", ()),
-    "QuickGELU": ("quick_gelu", ()),
-    "MishActivation": ("mish", ()),
-}
 
 
 def _adjoint_rules(
@@ -79,7 +67,7 @@ def _adjoint_rules(
     if temperature:
         rules.update(dict.fromkeys(("max_pool", "adaptive_max_pool"), PoolRule(tau["max_pool"], routing)))
     modules: dict[str, Rule] = {
-        name: _ModuleGate(gates, activation, parameters) for name, (activation, parameters) in _HAND_WRITTEN.items()
+        name: _ModuleGate(gates, activation, parameters) for name, (activation, parameters) in HAND_WRITTEN.items()
     }
     return rules, modules
 

@@ -167,10 +167,21 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+# module classes (by name) whose forward is an activation in elementary functions: (activation, parameters)
+HAND_WRITTEN: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "NewGELUActivation": ("gelu", ("tanh",)),
+    "FastGELUActivation": ("gelu", ("tanh",)),
+    "PytorchGELUTanh": ("gelu", ("tanh",)),
+    "AccurateGELUActivation": ("gelu", ("tanh",)),
+    "QuickGELUActivation": ("quick_gelu", ()),
+    "QuickGELU": ("quick_gelu", ()),
+    "MishActivation": ("mish", ()),
+}
+
 _MAXIMA = ("maximum", "fmax", "max")
 
 
-def _read(call: Call) -> tuple[str, tuple[Any, ...]] | None:
+def read_activation(call: Call) -> tuple[str, tuple[Any, ...]] | None:
     """(activation, parameters) of a call; None where it is none: a clamp that is not one, a maximum of two signals."""
     operation, get = call.operation, call.argument
     if operation in ("clamp", "hardtanh"):
@@ -230,7 +241,7 @@ class GateRule:
     def __call__(self, call: Call) -> Any:
         if call.operation in _MAXIMA and len(call.args) > 1 and not needs_gradient(call.input):
             call = replace(call, args=(call.args[1], call.args[0], *call.args[2:]))
-        read = _read(call)
+        read = read_activation(call)
         if read is None:
             return NotImplemented
         name, parameters = read

@@ -97,6 +97,15 @@ _NORMS = {
 }
 
 
+def read_norm(call: Call) -> tuple[Statistics, Tensor | None, Tensor | None]:
+    """(statistics of the input, weight, bias), all broadcastable to the input, of a normalisation's call.
+
+    Raises:
+        ModelError: a BatchNorm in training mode.
+    """
+    return _NORMS[call.operation](call)
+
+
 @dataclass(frozen=True)
 class NormRule:
     """delta_z = gamma delta_y / s with the statistics held."""
@@ -104,7 +113,7 @@ class NormRule:
     label: str = "held statistics"
 
     def __call__(self, call: Call) -> Any:
-        statistics, weight, bias = _NORMS[call.operation](call)
+        statistics, weight, bias = read_norm(call)
         known: list[Tensor] = []  # 1 / s where the kernel computes it anyway
         dtype = call.input.dtype
 
