@@ -13,6 +13,7 @@ from backlight.methods.method import Method
 
 METHODS: dict[str, str] = {
     "Saliency": "saliency",
+    "ClassSaliency": "class_saliency",
     "InputXGradient": "input_x_gradient",
     "IntegratedGradients": "integrated_gradients",
     "SmoothGrad": "smooth_grad",
