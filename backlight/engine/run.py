@@ -140,10 +140,20 @@ class Run(TorchFunctionMode):
         if _any_needs_gradient((result,), {}):
             self.coverage.add(call.operation, answer, call.layer)
         self.memory.note_views(result)
-        if self.observe and call.operation in MAPS and has_positions(result) and result.requires_grad:
+        if self.observe:
+            self._observe(call, result)
+        return result
+
+    def _observe(self, call: Call, result: Any) -> None:
+        """Note a feature map; what a softmax is taken of over its last axis were attention logits, and no map."""
+        if call.operation in MAPS and has_positions(result) and result.requires_grad:
             self.features = result
             self.keep(result)
-        return result
+        elif call.operation == "softmax" and self.features is not None:
+            logits = call.input
+            last = call.argument(1, "dim", None) in (-1, logits.ndim - 1)
+            if last and logits.untyped_storage().data_ptr() == self.features.untyped_storage().data_ptr():
+                self.features = None
 
     def _autograd_answer(self, call: Call, rules: RuleSet) -> str:
         if call.operation in AFFINE | STRUCTURAL | PRODUCTS and len(call.signals()) < 2:

@@ -188,7 +188,8 @@ class TopK(Target):
 
     def score(self, outputs: Any, hidden: Mapping[str, Tensor]) -> Tensor:
         chosen: Any = self.fixed(outputs)
-        return output_tensor(outputs).gather(1, chosen.index).sum(1)
+        output = output_tensor(outputs)
+        return output.gather(1, chosen.index.expand(len(output), -1)).sum(1)
 
     def fixed(self, outputs: Any) -> Target:
         if self.index is not None:

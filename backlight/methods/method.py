@@ -20,7 +20,10 @@ class Method:
     `source`: the paper. `formula`: what is computed. `completeness`: "line" where attributions sum to the difference of
     scores between input and baseline, "bias" where they sum, with the share of the biases, to the score; None where
     nothing is claimed. `passes`: forward and backward passes a sample, in terms of the settings. `positions`: whether
-    the attribution has one value a position, `[N, 1, H, W]`, and not one an entry of the input.
+    the attribution has one value a position, `[N, 1, H, W]`, and not one an entry of the input. `reads_sites`: whether
+    `sites` may name hidden ones; a method that reads at a layer of its own has a setting for it. `engine`: whether the
+    engine does the work; adapters of other libraries have no coverage table, and `passes` counts their least forward
+    passes.
     """
 
     source: ClassVar[str] = ""
@@ -30,6 +33,8 @@ class Method:
     readout: ClassVar[str] = "cotangent"
     moves_input: ClassVar[bool] = False
     positions: ClassVar[bool] = False
+    reads_sites: ClassVar[bool] = True
+    engine: ClassVar[bool] = True
 
     model: nn.Module = field(kw_only=False)
     strict: bool = True
