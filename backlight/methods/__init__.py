@@ -31,6 +31,8 @@ METHODS: dict[str, str] = {
     "SmoothPullback": "averaged_pullback",
     "FusionPullback": "averaged_pullback",
     "IntegratedPullback": "averaged_pullback",
+    "AttnLRP": "attn_lrp",
+    "CPLRP": "attn_lrp",
     "PullbackAscent": "ascent",
     "GradientAscent": "ascent",
     "Accentuation": "perturbation",

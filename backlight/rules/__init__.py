@@ -1,4 +1,4 @@
-"""Rule sets by name: gradient, guided, deconvnet, pullback, soft pullback, excitation pullback.
+"""Rule sets by name: gradient, guided, deconvnet, pullback, soft pullback, excitation pullback, relevance.
 
 Each is a function that returns a `RuleSet`. A new family is a file in this room and one line in `RULE_SETS`.
 """
@@ -6,36 +6,20 @@ Each is a function that returns a `RuleSet`. A new family is a file in this room
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from backlight.engine.rules import GRADIENT, Call, Rule, RuleSet
 from backlight.errors import UnknownNameError
 from backlight.rules.attention import AttentionRule, MultiheadRule, SoftmaxRule
+from backlight.rules.attn_lrp import attn_lrp, cp_lrp
 from backlight.rules.clipped import DeconvnetRule, GuidedRule
-from backlight.rules.gates import HAND_WRITTEN, GateFunction, GateRule, GLURule, gate_rules, logistic, normal_cdf
+from backlight.rules.gates import GateFunction, GateRule, GLURule, gate_rules, logistic, module_gates, normal_cdf
 from backlight.rules.normalisation import MeanRule, NormalizeRule, NormRule
 from backlight.rules.pooling import PoolRule, excitation_routing, soft_routing
 from backlight.rules.products import CentreRule, PowerRule, ProductRule, QuotientRule, SpreadRule
 from backlight.rules.temperature import Relative, Temperature, TemperatureSetting, temperatures
 
 DEFAULT_TEMPERATURE: TemperatureSetting = "relative"
-
-
-@dataclass(frozen=True)
-class _ModuleGate:
-    """A gate that a module writes by hand, answered as one activation."""
-
-    gates: GateRule
-    activation: str
-    parameters: tuple[Any, ...] = ()
-
-    @property
-    def label(self) -> str:
-        return self.gates.label
-
-    def __call__(self, call: Call) -> Any:
-        return call.adjoint(self.gates.product(self.activation, self.parameters, call.run.samples))
 
 
 def _adjoint_rules(
@@ -66,10 +50,7 @@ def _adjoint_rules(
     }
     if temperature:
         rules.update(dict.fromkeys(("max_pool", "adaptive_max_pool"), PoolRule(tau["max_pool"], routing)))
-    modules: dict[str, Rule] = {
-        name: _ModuleGate(gates, activation, parameters) for name, (activation, parameters) in HAND_WRITTEN.items()
-    }
-    return rules, modules
+    return rules, module_gates(gates)
 
 
 def gradient() -> RuleSet:
@@ -120,6 +101,8 @@ RULE_SETS: dict[str, Callable[..., RuleSet]] = {
     "pullback": pullback,
     "soft_pullback": soft_pullback,
     "excitation_pullback": excitation_pullback,
+    "attn_lrp": attn_lrp,
+    "cp_lrp": cp_lrp,
 }
 
 
@@ -140,6 +123,8 @@ __all__ = [
     "Relative",
     "Rule",
     "RuleSet",
+    "attn_lrp",
+    "cp_lrp",
     "deconvnet",
     "excitation_pullback",
     "gradient",

@@ -277,6 +277,27 @@ def gate_rules(rule: Rule) -> dict[str, Rule]:
 
 
 @dataclass(frozen=True)
+class ModuleGate:
+    """A gate that a module writes by hand, answered as one activation."""
+
+    gates: GateRule
+    activation: str
+    parameters: tuple[Any, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return self.gates.label
+
+    def __call__(self, call: Call) -> Any:
+        return call.adjoint(self.gates.product(self.activation, self.parameters, call.run.samples))
+
+
+def module_gates(gates: GateRule) -> dict[str, Rule]:
+    """Rules for the module classes whose forward is an activation in elementary functions."""
+    return {name: ModuleGate(gates, activation, parameters) for name, (activation, parameters) in HAND_WRITTEN.items()}
+
+
+@dataclass(frozen=True)
 class GLURule:
     """y = a sigma(b): the gate is held, delta_a = delta_y sigma(b) and delta_b = 0."""
 

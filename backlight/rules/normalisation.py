@@ -2,6 +2,9 @@
 
 y = gamma (z - mu) / s + beta with mu and s held, so delta_z = gamma delta_y / s, and beta - gamma mu / s is bias.
 BatchNorm in evaluation mode is affine already; its rule only keeps nothing but a number a channel.
+
+With `hold_mean=False` only s is held, and the mean stays in the graph, as in the identity rule of AttnLRP: with
+h = gamma delta_y / s, delta_z = h - mean(h), the mean being over the axes of the statistics; only beta is bias.
 """
 
 from __future__ import annotations
@@ -106,14 +109,23 @@ def read_norm(call: Call) -> tuple[Statistics, Tensor | None, Tensor | None]:
     return _NORMS[call.operation](call)
 
 
+def _runs_on(call: Call) -> bool:
+    """Whether a normalisation uses running statistics, which are constants."""
+    return call.operation == "batch_norm" or (
+        call.operation == "instance_norm" and not call.argument(5, "use_input_stats", True)
+    )
+
+
 @dataclass(frozen=True)
 class NormRule:
-    """delta_z = gamma delta_y / s with the statistics held."""
+    """delta_z = gamma delta_y / s with the statistics held; with `hold_mean=False` less its mean: only s is held."""
 
+    hold_mean: bool = True
     label: str = "held statistics"
 
     def __call__(self, call: Call) -> Any:
         statistics, weight, bias = read_norm(call)
+        centred = not self.hold_mean and not _runs_on(call)
         known: list[Tensor] = []  # 1 / s where the kernel computes it anyway
         dtype = call.input.dtype
 
@@ -132,9 +144,14 @@ class NormRule:
                 cotangent, factor = cotangent * weight, scale
             else:
                 factor = scale if weight is None else scale * weight
-            return (cotangent * factor).to(dtype)
+            if not centred:
+                return (cotangent * factor).to(dtype)
+            passed = cotangent * factor
+            return (passed - statistics(passed)[0]).to(dtype)  # their mean over the axes of the statistics
 
-        def constant() -> Tensor:
+        def constant() -> Tensor | float:
+            if centred:
+                return 0.0 if bias is None else bias
             mean, scale = statistics(call.input.detach())
             shift = -mean * scale if weight is None else -mean * scale * weight
             return shift if bias is None else shift + bias

@@ -53,9 +53,13 @@ def _weighed_by(call: Call, weights: Tensor, softer: Tensor, signal: Tensor) -> 
 
 @dataclass(frozen=True)
 class ProductRule:
-    """Hold weights and gates; share the cotangent between two signals. `gates` answers x * sigmoid(x) as a SiLU."""
+    """Hold weights and gates; share the cotangent between two signals. `gates` answers x * sigmoid(x) as a SiLU.
+
+    `held`: which kinds of factors are held; the others are signals like any other.
+    """
 
     gates: GateRule
+    held: tuple[str, ...] = ("gate", "weights")
     label: str = "product"
 
     def __call__(self, call: Call) -> Any:
@@ -63,13 +67,18 @@ class ProductRule:
         if len(signals) < 2:
             return self._scaled(call, signals)
         marks = call.run.marks
-        held = [value for value in signals if value in marks and marks[value].kind in ("gate", "weights")]
-        if len(held) == 1 and len(signals) == 2:
-            weights = held[0]
+        marked = [value for value in signals if value in marks and marks[value].kind in ("gate", "weights")]
+        if len(marked) == 1 and len(signals) == 2:
+            weights = marked[0]
             signal = signals[1] if signals[0] is weights else signals[0]
             source = marks[weights].source
             if source is signal and call.operation == "mul":
                 return self._silu(call, signal, weights)
+        held = [value for value in marked if marks[value].kind in self.held]
+        if len(held) == 1 and len(signals) == 2:
+            weights = held[0]
+            signal = signals[1] if signals[0] is weights else signals[0]
+            source = marks[weights].source
             if marks[weights].kind == "weights" and source is not None:
                 return _weighed_by(call, weights, source, signal)
             return _with_factors(call, {id(weights): call.hold(weights)})

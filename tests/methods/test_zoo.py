@@ -19,7 +19,7 @@ torchvision = pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
 
-METHODS = ["Saliency", "Pullback", "SoftPullback", "GuidedBackprop"]
+METHODS = ["Saliency", "Pullback", "SoftPullback", "GuidedBackprop", "AttnLRP"]
 
 
 def of_torchvision(name: str, **settings: Any) -> Callable[[], nn.Module]:
@@ -135,9 +135,10 @@ def test_a_real_network_is_explained_as_it_is(name: str) -> None:
         assert torch.equal(output_tensor(model(x)), plain)
 
 
+@pytest.mark.parametrize("which", ["Pullback", "CPLRP"])
 @pytest.mark.parametrize("name", ZOO)
-def test_the_pullback_of_a_real_network_and_its_biases_are_the_score(name: str) -> None:
-    found = method("Pullback")(network(name)).explain(pixels(name), 3, bias=True)
+def test_the_pullback_of_a_real_network_and_its_biases_are_the_score(name: str, which: str) -> None:
+    found = method(which)(network(name)).explain(pixels(name), 3, bias=True)
     assert (found.residual.abs() / found.scores.abs().clamp(min=1)).max() < 1e-9
 
 
