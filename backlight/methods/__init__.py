@@ -25,6 +25,7 @@ METHODS: dict[str, str] = {
     "XGradCAM": "class_activation",
     "LayerCAM": "class_activation",
     "GuidedGradCAM": "class_activation",
+    "FullGrad": "full_grad",
     "Pullback": "pullback",
     "SoftPullback": "pullback",
     "ExcitationPullback": "pullback",
