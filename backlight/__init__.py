@@ -22,6 +22,7 @@ _ROOMS = {
     "LogProbability TopK Contrast Entropy Unit Point Line Noise WeightNoise Ascent",
     "backlight.rules": "rule_set Relative",
     "backlight.models": "load LoadedModel available_models",
+    "backlight.methods.class_model": "ClassModel ClassImage",
 }
 _PUBLIC = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
