@@ -165,9 +165,11 @@ class _Climb:
             else:
                 self.parameters += self.setting.step * gradient
             if self.setting.blur and (number + 1) % self.setting.blur_every == 0:
-                self.parameters.copy_(
-                    self.basis.coefficients(blur(self.basis.image(self.parameters), self.setting.blur))
-                )
+                smooth = blur(self.basis.image(self.parameters), self.setting.blur)
+                self.parameters.copy_(self.basis.coefficients(smooth))
+        if not bool(self.parameters.isfinite().all() and self.objective[-1].isfinite().all()):
+            left = f"the ascent left the finite numbers at step {number}"
+            raise NonFiniteError(f"{left}: {self.setting.step:g} is too large a step")
 
     def _gradient(self) -> Tensor:
         """Of the objective in the parameters: the score's by the engine, the regularisers' by autograd."""
@@ -176,18 +178,11 @@ class _Climb:
             image = self.basis.image(self.parameters)
             penalties = self._penalties(image)
         shown = image.detach().roll(shift, (2, 3)).to(self.dtype)
-        try:
-            found = attribute(self.setting.model, shown, self.target, internal_batch_size=self.limit)
-        except NonFiniteError:
-            raise NonFiniteError(
-                f"the ascent left the finite numbers at step {number}; a smaller step keeps it in"
-            ) from None
+        found = attribute(self.setting.model, shown, self.target, internal_batch_size=self.limit)
         self._note(found.scores, penalties, found.cost)
         upstream = found.value.roll([-pixels for pixels in shift], (2, 3)).to(image.dtype)
-        (gradient,) = torch.autograd.grad(
-            [image, penalties], [self.parameters], [upstream, -torch.ones_like(penalties)]
-        )
-        return gradient
+        back = [upstream, -torch.ones_like(penalties)]
+        return torch.autograd.grad([image, penalties], [self.parameters], back)[0]
 
     def _penalties(self, image: Tensor) -> Float[Tensor, "K"]:
         total = self.setting.penalty * image.square().flatten(1).sum(1)
