@@ -20,14 +20,18 @@ from backlight.engine import Attribution
 from backlight.errors import UnknownNameError
 from backlight.methods import METHODS, Method, method
 
-# smaller settings than the defaults, for speed: only where a method has the setting
-SMALL = {"n_steps": 3, "n_samples": 3, "n_weights": 2, "step": 0.5, "temperature": 0.8}
+# smaller settings than the defaults, for speed: only where a method has the setting, or for one method
+SMALL = {"n_steps": 3, "n_samples": 3, "n_weights": 2, "step": 0.5, "temperature": 0.8} | {
+    "DeepLIFT.strict": False, "AblationCAM.strict": False, "KernelSHAP.n_samples": 20, "LIME.n_samples": 20,
+    "patch": 4, "window": 4, "stride": 2, "alpha": 1e-4
+}  # fmt: skip
 
 
 def made(name: str, model: nn.Module, **settings: Any) -> Method:
     """A method with small settings."""
     cls = method(name)
-    return cls(model, **{**{key: value for key, value in SMALL.items() if key in cls.settings()}, **settings})
+    keys = {key: f"{name}.{key}" if f"{name}.{key}" in SMALL else key for key in cls.settings()}
+    return cls(model, **{**{key: SMALL[known] for key, known in keys.items() if known in SMALL}, **settings})
 
 
 def images() -> Tensor:
@@ -66,7 +70,7 @@ def test_the_spelling_of_a_network_does_not_matter(name: str, spelling: str, x: 
     found = made(name, other).explain(x, [0, 1, 2])
     assert (found.value - expected.value).abs().max() < 1e-10
     assert found.value.abs().max() > 1e-4
-    for operation in ("relu", "max_pool"):
+    for operation in ("relu", "max_pool") if method(name).engine else ():
         label = next(row.rule for row in expected.coverage if row.operation == operation)
         if label not in ("gradient", "exact"):
             assert found.coverage.calls(rule=label) == expected.coverage.calls(rule=label), operation
@@ -75,6 +79,9 @@ def test_the_spelling_of_a_network_does_not_matter(name: str, spelling: str, x: 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_operation_is_in_the_table(name: str, x: Tensor) -> None:
     table = made(name, Modules().double().eval()).explain(x, 1).coverage
+    if not method(name).engine:
+        assert list(table) == []  # an adapter of another library, which has no table
+        return
     assert table.uncovered == ()
     counts = {operation: table.calls(operation) for operation in ("relu", "max_pool", "adaptive_max_pool", "conv")}
     passes = counts["max_pool"]
@@ -256,7 +263,10 @@ def test_the_cost_is_what_the_method_says(name: str, x: Tensor) -> None:
     explainer = made(name, spelled("F.relu"))
     found = explainer.explain(x, 1)
     passes = eval(explainer.passes, {}, {key: getattr(explainer, key) for key in explainer.settings()})
-    assert found.cost.backwards == passes * len(x)
+    if explainer.engine:
+        assert found.cost.backwards == passes * len(x)
+    else:
+        assert found.cost.forwards >= passes * len(x)
 
 
 def test_an_unknown_method_lists_close_matches() -> None:
