@@ -39,6 +39,7 @@ METHODS: dict[str, str] = {
     "SmoothPullback": "averaged_pullback",
     "FusionPullback": "averaged_pullback",
     "IntegratedPullback": "averaged_pullback",
+    "SRD": "srd",
     "AttnLRP": "attn_lrp",
     "CPLRP": "attn_lrp",
     "PullbackAscent": "ascent",

@@ -1,0 +1,479 @@
+"""Sharing Ratio Decomposition: one relevance a position, shared in proportion to contributions (iERF paper, section 3).
+
+A *pointwise feature vector* (PFV) is what a layer holds at one position, all channels together. Activations cut the
+network into affine segments, z_j = sum_i v_ij with v_ij = W_ij a_i + (share of the bias); the sharing ratio is
+mu_ij = <v_ij, z_j> / <z_j, z_j>, and R_i = sum_j mu_ij R_j. As cotangents, with g_z = z R / <z, z>, the weights' part is
+the ordinary vector-Jacobian product of the segment, so that at an activation a = act(z)
+
+    R_i = <a_i, g_a>,  g_z = z_i R_i / <z_i, z_i>.
+
+The bias of a layer adds a_i rho_i / <a_i, a_i> to what its source receives, rho_i being the part of <b, g> that falls
+to position i. Where the paper is silent:
+
+- *Nodes*, where relevance is pooled over channels, are activations, sums and concatenations of several signals, and the
+  input of a layer with a window where another such layer came before it without a node in between.
+- Gates (squeeze-and-excitation) and the statistics of group and instance norms are held.
+- After the last node begins the head. It is differentiated as it is, and Grad-CAM gives the relevance of the last node.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from dataclasses import replace as changed
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from backlight.engine.adjoint import alias, replace_adjoint, true_gradients
+from backlight.engine.operations import AFFINE, STRUCTURAL
+from backlight.engine.rules import Call, Mark, Rule, RuleSet, needs_gradient
+from backlight.engine.sites import INPUT
+from backlight.errors import SiteError, UncoveredOperationError, UnknownNameError
+from backlight.rules.affine import (
+    layer_cotangent,
+    read_convolution,
+    read_pool,
+    space,
+    squared_norm,
+    with_share,
+)
+from backlight.rules.gates import HAND_WRITTEN, GateRule, gate_rules, read_activation
+from backlight.rules.normalisation import read_norm
+from backlight.rules.windows import Layer, Pool, safe_ratio
+
+BIASES = ("norm", "uniform", "drop")
+# (PFVs of the last node, their cotangent from the head) -> their relevance [N, 1, *space]
+Head = Callable[[Tensor, Tensor], Tensor]
+_SAME = frozenset("dropout contiguous clone alias requires_grad".split())  # the result is the input
+
+
+def positions(value: Any) -> bool:
+    """Whether something has PFVs: `[N, C, *space]` with more than one position."""
+    return isinstance(value, Tensor) and value.ndim >= 3 and value.shape[2:].numel() > 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """Where relevance is pooled over channels; `parents`: the nodes it depends on with no other in between."""
+
+    layer: str
+    operation: str
+    size: tuple[int, ...]
+    parents: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a tensor is made of: the nodes before it, and, where it is just that, a layer's value or a pool's.
+
+    `windowed`: a layer with a window lies between. `left`: the layer where the theory was left.
+    """
+
+    parents: frozenset[int]
+    node: int | None = None
+    windowed: bool = False
+    layer: tuple[Tensor, Layer, Callable[[Tensor], Tensor]] | None = None
+    pool: tuple[Tensor, Pool] | None = None
+    left: str | None = None
+
+
+@dataclass
+class Flow:
+    """What the backward pass needs to know, and what it keeps.
+
+    `nodes`, in the order of the forward pass; `named`: the numbers of those that were given names; `wants`: whose
+    relevance is kept (`low`: the last node's; `high`: that of the stage an eighth of the input's size; or a name), in
+    `kept`; `seed`: the relevance of the last node.
+    """
+
+    head: Head
+    bias: str = "norm"
+    wants: tuple[str, ...] = ()
+    nodes: list[Node] = field(default_factory=list)
+    named: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    seed: Tensor | None = None
+    wanted: dict[int, list[str]] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        """The number of the last node."""
+        return len(self.nodes) - 1
+
+    def node(self, number: int, function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        """g_z = z R / <z, z>, R = <a, g_a>; Grad-CAM's R at the last node; the true derivative in the head."""
+
+        def vjp(z: Tensor, y: Tensor | None, cotangent: Tensor) -> Tensor | None:
+            y = z if y is None else y
+            if number > self.last:
+                return true_gradients(function, (z,), cotangent)[0]
+            if number == self.last:
+                relevance = self.seed = self.head(y, cotangent)
+                self.kept, self.wanted = {}, self._wanted()
+            else:
+                relevance = pooled(y, cotangent)
+            for name in self.wanted.get(number, ()):
+                self.kept[name] = relevance
+            if number in self.wanted and INPUT not in self.wants and len(self.wanted) == 1:
+                return None  # nothing before it was asked for
+            return z * safe_ratio(relevance, squared_norm(z)).to(z.dtype)
+
+        return vjp
+
+    def layer(self, layer: Layer) -> Callable[..., Tensor]:
+        """The cotangent of a layer's source; in the head, without the share of the biases."""
+        at = self.last
+        return lambda x, y, g: layer_cotangent(layer, x, g, "drop" if at >= self.last else self.bias)
+
+    def _wanted(self) -> dict[int, list[str]]:
+        numbers = {"low": self.last, **self.named}
+        if "high" in self.wants:
+            numbers["high"] = self.stage(8)
+        found: dict[int, list[str]] = {}
+        for name in self.wants:
+            if name != INPUT:
+                found.setdefault(numbers[name], []).append(name)
+        return found
+
+    def ancestors(self) -> list[int]:
+        """The nodes that the last one depends on, and itself, in order."""
+        found, queue = {self.last}, [self.last]
+        while queue:
+            fresh = self.nodes[queue.pop()].parents - found
+            found |= fresh
+            queue += fresh
+        return sorted(found)
+
+    def stage(self, factor: int) -> int:
+        """The last node of the stage with 1 / factor of the input's size that all relevance passes.
+
+        Raises:
+            SiteError: there is none.
+        """
+        order = self.ancestors()
+        reach = order[0]  # no edge from before a cut leads behind it
+        heirs = {number: max(n for n in order if number in self.nodes[n].parents) for number in order[:-1]}
+        cuts: dict[tuple[int, ...], int] = {}
+        for number in order:
+            if number >= reach:
+                cuts[self.nodes[number].size] = number
+            reach = max(reach, heirs.get(number, number))
+        whole = math.prod(self.nodes[order[0]].size)
+
+        def off(size: tuple[int, ...]) -> float:  # networks round sizes up or down
+            return abs(math.log(whole / math.prod(size)) / len(size) - math.log(factor))
+
+        best = min(cuts, key=off)
+        if off(best) > math.log(2) / 2:
+            sizes = ", ".join("x".join(map(str, size)) for size in cuts)
+            raise SiteError(f"all relevance passes layers of the sizes {sizes} only, none 1/{factor}: name a layer")
+        return cuts[best]
+
+
+@dataclass
+class Sharing:
+    """The rules of one explanation, and the graph of nodes that they find on the way.
+
+    `bias`: `norm` shares a bias in proportion to |W_h a_i| (exact), `uniform` equally among the taps that read
+    something; `drop` loses it, an approximation. `head`: what makes relevance of the last node's cotangent.
+    """
+
+    flow: Flow
+    origins: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
+
+    def rules(self) -> RuleSet:
+        """The rule set; it serves one forward and backward pass at a time."""
+        gates = _Answer(self.activation, "PFV")
+        outside = "softmax log_softmax attention multihead_attention layer_norm rms_norm div pow square sqrt rsqrt exp"
+        outside += " log norm linalg_norm linalg_vector_norm normalize std var std_mean var_mean local_response_norm"
+        outside += " matmul addmm einsum glu"
+        rules: dict[str, Rule] = dict.fromkeys((AFFINE | STRUCTURAL) - {"max"}, _Answer(self.passing, "exact"))
+        rules |= dict.fromkeys(outside.split(), _Answer(self.outside, "head"))
+        rules |= gate_rules(gates)
+        rules |= dict.fromkeys(("add", "sub"), _Answer(self.total, "sharing"))
+        rules |= dict.fromkeys(("group_norm", "instance_norm"), _Answer(self.norm, "held statistics"))
+        rules |= {
+            "conv": _Answer(self.convolution, "sharing"),
+            "batch_norm": _Answer(self.norm, "sharing"),
+            "avg_pool": _Answer(self.average, "sharing"),
+            "max_pool": _Answer(self.max_pool, "sharing"),
+            "adaptive_max_pool": _Answer(self.max_pool, "sharing"),
+            "cat": _Answer(self.concatenation, "sharing"),
+            "mul": _Answer(self.product, "held gate"),
+        }
+        written: dict[str, Rule] = dict.fromkeys(HAND_WRITTEN, _Answer(self.hand_written, "PFV"))
+        return RuleSet("srd", rules, written)
+
+    # what tensors are
+
+    def origin(self, x: Tensor) -> Origin:
+        """What a tensor is made of; one that no call gave is an input, and a node."""
+        if x not in self.origins and x.grad_fn is not None:
+            return Origin(frozenset(), left="a tensor that was written to in place, or made by an unknown operation,")
+        if x not in self.origins:
+            self.flow.nodes.append(Node(INPUT, INPUT, space(x), frozenset()))
+            self.origins[x] = Origin(frozenset((self.flow.last,)), self.flow.last)
+        return self.origins[x]
+
+    def made(self, result: Any, *sources: Tensor, **changes: Any) -> Any:
+        """Note that a result was made of these tensors."""
+        known = [self.origin(x) for x in sources]
+        parents = frozenset[int]().union(*(origin.parents for origin in known))
+        left = next((origin.left for origin in known if origin.left), None)
+        fresh = {"windowed": any(origin.windowed for origin in known), "left": left, **changes}
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if needs_gradient(value):
+                self.origins[value] = Origin(parents, **fresh)
+        return result
+
+    # nodes
+
+    def node(self, call: Call, z: Tensor, sources: Iterable[Tensor], function: Callable[[Tensor], Tensor]) -> Tensor:
+        """function(z), as a node: an activation of z, or z itself, whose numbers come from the sources."""
+        parents = self._parents(call, sources)
+        self.flow.nodes.append(Node(call.layer, call.operation, space(z), parents))
+        number = self.flow.last
+        vjp = self.flow.node(number, function)
+        y: Tensor = replace_adjoint(z, function, vjp, "z" if function is _same else "zy", call.run.phase)
+        call.run.keep(y)
+        self.origins[y] = Origin(frozenset((number,)), number)
+        return y
+
+    def _parents(self, call: Call, sources: Iterable[Tensor]) -> frozenset[int]:
+        known = [self.origin(x) for x in sources]
+        left = next((origin.left for origin in known if origin.left), None)
+        if left is not None:
+            raise UncoveredOperationError(
+                f"sharing ratios are defined between activations with affine layers over positions in between; "
+                f"{left} leaves that theory, before {call.layer or '(root)'!r}. AttnLRP follows such networks"
+            )
+        return frozenset[int]().union(*(origin.parents for origin in known))
+
+    # what operations are
+
+    def activation(self, call: Call) -> Any:
+        x = call.input
+        if not needs_gradient(x) and len(call.args) > 1:  # maximum(0, x)
+            call = changed(call, args=(call.args[1], call.args[0], *call.args[2:]))
+            x = call.input
+        read = read_activation(call)
+        if read is None:
+            return NotImplemented
+        if not positions(x):
+            return self.made(call.original(), x)
+        y = self.node(call, x, [x], _bound(call))
+        if read[0] in ("sigmoid", "hardsigmoid"):
+            call.run.marks[y] = Mark("gate", x)
+        return y
+
+    def hand_written(self, call: Call) -> Any:
+        if not positions(call.input):
+            return self.made(call.adjoint(GateRule().product(*HAND_WRITTEN[call.operation])), call.input)
+        return self.node(call, call.input, [call.input], call.on)
+
+    def total(self, call: Call) -> Any:
+        signals = _signals(call)
+        if not any(positions(x) for x in signals):
+            return self.made(call.original(), *signals)
+        if len(signals) == 2:
+            result = call.original()
+            if space(signals[0]) != space(signals[1]):
+                return self.leave(call, result, signals)
+            return self.node(call, result, signals, _same)
+        return self._shifted(call, signals[0])
+
+    def _shifted(self, call: Call, x: Tensor) -> Any:
+        """x plus a constant: the constant is a bias at each position."""
+        others = [value for value in (*call.args[:2], call.kwargs.get("other")) if value is not x and value is not None]
+        if not any(bool(torch.as_tensor(value).any()) for value in others):
+            return self.made(call.original(), x)
+        name = getattr(call.function, "__name__", "")
+        turned = call.operation == "sub" and (name == "__rsub__" or call.args[0] is not x)
+        sign = -1 if turned else 1
+        return self.pointwise(call, x, lambda z: (sign, call.on(z) - sign * z))
+
+    def concatenation(self, call: Call) -> Any:
+        signals = _signals(call)
+        result = call.original()
+        axis = call.argument(1, "dim", 0)
+        if len(signals) < 2 or axis % result.ndim != 1 or not positions(result):
+            return self.made(result, *signals, windowed=axis % result.ndim > 1)
+        return self.node(call, result, signals, _same)
+
+    def product(self, call: Call) -> Any:
+        signals = _signals(call)
+        if len(signals) < 2:
+            return self.made(call.original(), *signals)
+        marks = call.run.marks
+        if not any(positions(x) for x in signals):
+            return self.made(call.original(), *signals)
+        for signal, other in (signals, signals[::-1]):
+            mark = marks.get(other)
+            if mark is not None and mark.kind == "gate" and mark.source is signal:  # SiLU, written out
+                silu = lambda z: torch.sigmoid(z) * z  # noqa: E731
+                return self.node(call, signal, [signal], silu)
+            if positions(signal) and (not positions(other) or (mark is not None and mark.kind == "gate")):
+                held = call.hold(other)
+                args = tuple(held if value is other else value for value in call.args)
+                return self.made(call.function(*args, **call.kwargs), signal)
+        return self.leave(call, call.original(), signals)
+
+    def convolution(self, call: Call) -> Any:
+        x = call.input
+        if len(call.signals()) > 1:
+            return NotImplemented
+        if not positions(x):
+            return self.made(call.original(), x)
+        origin, source = self.origin(x), x
+        y = _call_on(call, x.detach())
+        layer = read_convolution(call, y)
+        if origin.pool is not None:
+            source, pool = origin.pool
+            layer = changed(layer, pool=pool)
+        elif origin.windowed and not layer.window.pointwise:
+            source = self.node(call, x, [x], _same)
+        return self.layered(call, source, layer, y, lambda z: call.on(_pooled(layer.pool, z)))
+
+    def layered(
+        self, call: Call, source: Tensor, layer: Layer, y: Tensor, function: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The value y = function(source) of an affine layer."""
+        values = [y.detach()]
+        answer = replace_adjoint(
+            source, lambda z: values.pop() if values else function(z), self.flow.layer(layer), "z", call.run.phase
+        )
+        windowed = not layer.window.pointwise or layer.pool is not None or self.origin(source).windowed
+        return self.made(answer, source, windowed=windowed, layer=(source, layer, function))
+
+    def norm(self, call: Call) -> Any:
+        x = call.input
+        statistics, weight, bias = read_norm(call)
+        if not positions(x):
+            return self.made(call.original(), x)
+
+        def affine(z: Tensor) -> tuple[Tensor, Tensor]:
+            mean, scale = statistics(z)
+            scale = scale if weight is None else scale * weight
+            return scale, (-mean * scale if bias is None else bias - mean * scale)
+
+        known = self.origin(x).layer
+        if known is None or call.operation != "batch_norm":
+            return self.pointwise(call, x, affine)
+        source, layer, function = known
+        scale, shift = affine(x)
+        return self.layered(
+            call, source, layer.folded(scale.flatten(), shift.flatten()), _call_on(call, x.detach()),
+            lambda z: call.on(function(z)),
+        )  # fmt: skip
+
+    def pointwise(self, call: Call, x: Tensor, affine: Callable[[Tensor], tuple[Any, Tensor]]) -> Tensor:
+        """y = scale x + shift, position by position; `affine` gives (scale, shift), which are held."""
+        at, flow = self.flow.last, self.flow
+
+        def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:
+            scale, shift = affine(z)
+            back = (cotangent * scale).to(z.dtype)
+            if at >= flow.last or flow.bias == "drop":
+                return back
+            return with_share(back, z, (cotangent * shift).sum(1, keepdim=True))
+
+        return self.made(call.adjoint(vjp), x)
+
+    def average(self, call: Call) -> Any:
+        result = call.original()
+        return self.made(result, call.input, windowed=positions(result))
+
+    def max_pool(self, call: Call) -> Any:
+        x = call.input
+        if not positions(x):
+            return self.made(call.original(), x)
+        if self.origin(x).windowed:
+            x = self.node(call, x, [x], _same)
+        result = call.on(x)
+        y = result[0] if isinstance(result, tuple) else result
+        pool = read_pool(call, y) if positions(y) else None
+        return self.made(result, x, windowed=True, pool=None if pool is None else (x, pool))
+
+    def passing(self, call: Call) -> Any:
+        signals = _signals(call)
+        if len(call.signals()) > 1:
+            return NotImplemented
+        result = call.original()
+        if call.operation in _SAME and len(signals) == 1 and needs_gradient(result):
+            self.origins[result] = self.origin(signals[0])
+            return result
+        return self.made(result, *signals)
+
+    def outside(self, call: Call) -> Any:
+        signals = _signals(call)
+        if not any(positions(x) for x in signals):
+            return self.made(call.original(), *signals)
+        if call.operation in ("div", "matmul", "addmm", "einsum") and len(signals) == 1:
+            return self.passing(call)
+        return self.leave(call, call.original(), signals)
+
+    def leave(self, call: Call, result: Any, signals: list[Tensor]) -> Any:
+        return self.made(result, *signals, left=f"{call.operation!r} in layer {call.layer or '(root)'!r}")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    answer: Callable[[Call], Any]
+    label: str
+
+    def __call__(self, call: Call) -> Any:
+        return self.answer(call)
+
+
+def pooled(values: Tensor, cotangent: Tensor) -> Tensor:
+    """R = <a, g> at every position, `[N, 1, *space]`, in single precision at least."""
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return (values.to(wide) * cotangent.to(wide)).sum(1, keepdim=True)
+
+
+def _signals(call: Call) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in (*call.args, *call.kwargs.values()):
+        found += [x for x in (value if isinstance(value, (tuple, list)) else [value]) if needs_gradient(x)]
+    return found
+
+
+def _same(z: Tensor) -> Tensor:
+    """z on its own memory, though no view of it: a write to a view would cost a copy."""
+    return alias(z) if torch.is_grad_enabled() else z.detach()
+
+
+def _bound(call: Call) -> Callable[[Tensor], Tensor]:
+    """The call as a function of its first argument that knows nothing of the run."""
+    function, rest, named = call.function, call.args[1:], {k: v for k, v in call.kwargs.items() if k != "input"}
+    return lambda z: function(z, *rest, **named)
+
+
+def _pooled(pool: Pool | None, x: Tensor) -> Tensor:
+    return x if pool is None else pool.winners(x)[0]
+
+
+def _call_on(call: Call, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return call.on(x)
+
+
+def class_activation(clamp: bool) -> Head:
+    """Grad-CAM: R_i = sum_k A_ik mean_i' g_i'k, its negative part set to 0 if asked for (equation 6)."""
+
+    def head(values: Tensor, cotangent: Tensor) -> Tensor:
+        relevance = pooled(values, cotangent.mean(tuple(range(2, values.ndim)), keepdim=True))
+        return relevance.clamp(min=0) if clamp else relevance
+
+    return head
+
+
+def srd(bias: str = "norm", clamp: bool = False) -> RuleSet:
+    """The rule set of Sharing Ratio Decomposition, with Grad-CAM where the head begins."""
+    if bias not in BIASES:
+        raise UnknownNameError("sharing of biases", bias, BIASES)
+    return Sharing(Flow(class_activation(clamp), bias)).rules()
