@@ -54,6 +54,8 @@ class Memory:
 
     def write(self, target: Tensor, result: Tensor | None, in_place: Callable[[Tensor], Any]) -> Tensor:
         """What the target stands for after a write of `result`, or, if that is None, after `in_place` of a copy."""
+        if result is target:  # dropout in evaluation mode gives what it was given
+            return target
         base = _base(target)
         if base is target and result is not None and target not in self._views:
             self._successors[target] = result

@@ -2,8 +2,8 @@
 
 A *pointwise feature vector* (PFV) is what a layer holds at one position, all channels together. Activations cut the
 network into affine segments, z_j = sum_i v_ij with v_ij = W_ij a_i + (share of the bias); the sharing ratio is
-mu_ij = <v_ij, z_j> / <z_j, z_j>, and R_i = sum_j mu_ij R_j. As cotangents, with g_z = z R / <z, z>, the weights' part is
-the ordinary vector-Jacobian product of the segment, so that at an activation a = act(z)
+mu_ij = <v_ij, z_j> / <z_j, z_j>, and R_i = sum_j mu_ij R_j. As cotangents, with g_z = z R / <z, z>, the weights' part
+is the ordinary vector-Jacobian product of the segment, so that at an activation a = act(z)
 
     R_i = <a_i, g_a>,  g_z = z_i R_i / <z_i, z_i>.
 
