@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from backlight.errors import UnknownNameError
+from backlight.errors import SiteError, UnknownNameError
 
 # (value at the explained input, cotangent at the point, value minus baseline) -> attribution
 Readout = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -24,6 +24,12 @@ def _value(value: Tensor, cotangent: Tensor, difference: Tensor) -> Tensor:
     return value * cotangent
 
 
+def _tokens(value: Tensor, cotangent: Tensor) -> Tensor:
+    if value.ndim != 3:
+        raise SiteError(f"a site of shape {list(value.shape)} does not hold tokens [N, L, D]")
+    return value * cotangent
+
+
 READOUTS: dict[str, Readout] = {
     "cotangent": lambda value, cotangent, difference: cotangent,
     "value": _value,
@@ -31,6 +37,9 @@ READOUTS: dict[str, Readout] = {
     "positive": lambda value, cotangent, difference: _value(value, cotangent, difference).clamp(min=0),
     "value_over_channels": _sum_over(_value, lambda ndim: (1,)),
     "value_over_space": _sum_over(_value, lambda ndim: tuple(range(2, ndim))),
+    # of tokens [N, L, D], whose channels are last: [N, L]; the norm is unsigned and sums to nothing
+    "token_norm": lambda value, cotangent, difference: _tokens(value, cotangent).norm(dim=-1),
+    "token_sum": lambda value, cotangent, difference: _tokens(value, cotangent).sum(-1),
 }
 
 

@@ -69,7 +69,7 @@ def matches(pattern: str, layer: str) -> bool:
 
 @dataclass
 class Mark:
-    """What a tensor is, beside its numbers: a gate, the weights of an attention, or the mean of another tensor.
+    """What a tensor is, beside its numbers: a gate, the weights of an attention, the mean of another, or a constant.
 
     `source`: what the gate or mean was computed from; for weights, others to use in the backward pass, or None.
     """

@@ -197,7 +197,11 @@ class Run(TorchFunctionMode):
 
         def times_one(value: Any) -> Any:
             constant = isinstance(value, (Tensor, float, int)) and not isinstance(value, bool)
-            return value if not constant or _any_needs_gradient((value,), {}) else value * self.one
+            if not constant or _any_needs_gradient((value,), {}):
+                return value
+            share = value * self.one
+            self.marks[share] = Mark("constant")  # no signal, though it has a gradient
+            return share
 
         if operation in ("linear", "conv", "conv_transpose"):
             args = (*args[:2], *(times_one(value) for value in args[2:3]), *args[3:])
@@ -216,7 +220,8 @@ class Run(TorchFunctionMode):
 
     def _pass_marks(self, call: Call, result: Any) -> None:
         """What is moved stays what it is; a gate plus a constant is a gate; mixed weights are weights."""
-        sources = [value for value in call.args if needs_gradient(value)]
+        marks = self.marks
+        sources = [v for v in call.args if needs_gradient(v) and not (v in marks and marks[v].kind == "constant")]
         if len(sources) == 1 and call.operation in STRUCTURAL | {"linear", "conv", "add", "sub"}:
             self.pass_mark(call, sources[0], result)
 

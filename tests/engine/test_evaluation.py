@@ -143,7 +143,7 @@ def test_constants_in_the_network_are_biases(name: str) -> None:
         assert torch.allclose(found.bias, plain, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", READOUTS)
+@pytest.mark.parametrize("name", [name for name in READOUTS if not name.startswith("token_")])  # those need tokens
 def test_readouts_are_their_formulas(name: str, x: Tensor) -> None:
     model = cnn()
     gradient = attribute(model, x, 1).value
