@@ -21,6 +21,7 @@ _ROOMS = {
     "backlight.engine": "attribute Attribution Coverage RuleSet running captured patched Target Logit Probability "
     "LogProbability TopK Contrast Entropy Unit Point Line Noise WeightNoise Ascent",
     "backlight.rules": "rule_set Relative",
+    "backlight.methods.token_fields": "TokenFields",
     "backlight.models": "load LoadedModel available_models",
     "backlight.methods.class_model": "ClassModel ClassImage",
 }
