@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ class Scored(nn.Module):
         self.row: int | None = None
         self.limit: int | None = None
         self.cost = Cost()
+        self.residuals: list[Tensor] = []  # of completeness, where a method has it
 
     def forward(self, x: Tensor) -> Float[Tensor, "m"]:
         rows = torch.arange(self.samples) if self.row is None else torch.full((len(x),), self.row)
@@ -128,7 +128,8 @@ class Baseline(Method):
         found = torch.cat(values)
         if not torch.isfinite(found).all():
             raise NonFiniteError(f"{type(self).__name__} by its library is not finite: another target, layer or dtype")
-        return Attribution({INPUT: found}, Coverage(), scored.cost, scores=scores)
+        residual = torch.cat(scored.residuals) if scored.residuals else None
+        return Attribution({INPUT: found}, Coverage(), scored.cost, scores=scores, residual=residual)
 
     def _checked(self, inputs: Any, sites: Any, wants_engine: bool, internal_batch_size: int | None) -> Tensor:
         name = type(self).__name__
@@ -162,14 +163,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     Libraries clean up after themselves only where nothing is raised, and not always then.
     """
     kept = [(module, vars(module).copy(), _hooks(module), dict(module._modules)) for module in model.modules()]
-    states = np.random.get_state(), random.getstate()
+    state = np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        np.random.set_state(states[0])
-        random.setstate(states[1])
+        np.random.set_state(state)
         for module, attributes, hooks, modules in kept:
             module.training = attributes["training"]
             for key, names in hooks.items():

@@ -51,12 +51,14 @@ class DeepLIFT(CaptumMethod):
     """Differences to a baseline, carried back through activations by the rescale rule.
 
     Captum hooks modules of its own list (ReLU, ELU, LeakyReLU, Sigmoid, Tanh, Softplus, MaxPool, Softmax), each called
-    once; through everything else it lets the gradient pass without a word. `strict` refuses that.
+    once; through everything else it lets the gradient pass without a word. `strict` refuses that. `explain(...)` gives
+    as `residual` the difference of the scores less the attributions' sum: rounding, but for its max-pooling rule where
+    the baseline varies in space.
     """
 
     source: ClassVar[str] = "Shrikumar, Greenside, Kundaje 2017, by Captum"
     formula: ClassVar[str] = "(x - b) * m, m through an activation: (a(z) - a(z_b)) / (z - z_b)"
-    passes: ClassVar[str] = "2"
+    passes: ClassVar[str] = "3"
 
     def prepare(self, scored: Scored, x: Tensor) -> None:
         supported = set(import_module(_captum("DeepLift").__module__).SUPPORTED_NON_LINEAR)
@@ -66,12 +68,17 @@ class DeepLIFT(CaptumMethod):
 
     def attribute_one(self, scored: Scored, x: Tensor, limit: int | None) -> Tensor:
         scored.limit = None  # the input and its baseline are one pass
+        start = self.start(scored, x)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Setting forward, backward hooks")
             try:
-                return _captum("DeepLift")(scored).attribute(x.requires_grad_(), self.start(scored, x))
+                found = _captum("DeepLift")(scored).attribute(x.requires_grad_(), start).detach()
             except (RuntimeError, AssertionError) as error:
                 raise ModelError(f"Captum's DeepLIFT cannot explain this network: {error}") from error
+        with torch.no_grad():
+            after, before = scored(torch.cat([x.detach(), start])).split(1)
+        scored.residuals.append(after - before - found.sum())
+        return found
 
 
 def _check_modules(scored: Scored, x: Tensor, supported: set[type]) -> None:

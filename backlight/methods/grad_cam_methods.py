@@ -123,7 +123,11 @@ class GradCAMLibraryMethod(Baseline):
     def _last(self, seen: dict[str, _Seen], x: Tensor) -> str:
         pooled = {id(one.output) for one in seen.values() if "Pool" in type(one.module).__name__}
         for name, one in reversed(seen.items()):
-            known = isinstance(one.output, Tensor) and one.output.ndim == x.ndim and id(one.output) not in pooled
+            if not isinstance(one.output, Tensor):
+                continue
+            if one.output.ndim == x.ndim - 1 and one.output.shape[1] > 1:
+                break  # tokens: a map before them, such as the patches' embedding, is far from the score
+            known = one.output.ndim == x.ndim and id(one.output) not in pooled
             if known and one.calls == 1 and not one.is_written_to and self._maps(one.output, x)[0, 0].numel() > 1:
                 return name
         raise SiteError("no module gives a map [N, C, H, W] with several positions: name a layer of tokens")
