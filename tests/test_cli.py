@@ -101,6 +101,20 @@ def test_arrays_equal_the_api(tmp_path: Path, cat: Path, loaded: Any) -> None:
     assert about["settings"] == method("SoftPullback").settings()
 
 
+def test_a_class_activation_map_has_a_layer_of_its_own(tmp_path: Path, cat: Path, loaded: Any) -> None:
+    result = run(
+        "explain", cat, "-t", 282, "--method", "GradCAM", "--set", "layer=blocks.4", "--out", tmp_path, "--json"
+    )
+    assert result.exit_code == 0, result.output
+    (record,) = json.loads(result.stdout)
+    assert record["methods"]["GradCAM"]["settings"]["layer"] == "blocks.4"
+    assert record["methods"]["GradCAM"]["shape"] == [1, 224, 224]
+    with np.load(tmp_path / "cat.GradCAM.npz") as arrays:
+        x = torch.from_numpy(arrays["input"])[None]
+        expected = method("GradCAM")(loaded.pixels(), layer="network.blocks.4").attribute(x, 282)[0]
+        assert np.array_equal(arrays["attribution"], expected.numpy())
+
+
 def test_hidden_layer_is_the_networks_own_name(tmp_path: Path, cat: Path, loaded: Any) -> None:
     assert run("explain", cat, "--out", tmp_path, "--layer", "blocks.4", "-t", 282).exit_code == 0
     saved = np.load(tmp_path / "cat.SoftPullback.npz")["attribution"]
@@ -138,6 +152,8 @@ def test_bad_pictures_get_a_line_each_and_the_others_are_done(tmp_path: Path, ca
         (["--layer", "block.4"], "close matches: blocks.4"),
         (["--layer", "blocks.4:outside"], "NAME:input"),
         (["--method", "PullbackAscent", "--layer", "blocks.4"], "moves the input"),
+        (["--method", "GradCAM", "--layer", "blocks.4"], "--set layer=blocks.4"),
+        (["--method", "GradCAM", "--set", "layer=block.4"], "close matches: blocks.4"),
         (["--method", ","], "no method"),
         (["--set", "temperatur=1"], "close matches: temperature"),
         (["--set", "temperature"], "NAME=VALUE"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from backlight.cli.outputs import distinct_names, write_arrays, write_figure
 from backlight.cli.settings import plain_settings
 from backlight.data import image_paths
 from backlight.engine import Attribution
-from backlight.engine.sites import INPUT
+from backlight.engine.sites import FEATURES, INPUT
 from backlight.errors import BacklightError, ImageError, SiteError
 from backlight.methods import Method
 from backlight.viz import explanation_figure
@@ -41,6 +41,15 @@ class Explaining:
         for name, method in self.methods.items():
             if method.moves_input and self.layer != INPUT:
                 raise SiteError(f"{name} moves the input: it cannot be read at {self.layer!r}, only at 'input'")
+            if not method.reads_sites and self.layer != INPUT:
+                fix = f"it takes its own by --set layer={self.layer}" if hasattr(method, "layer") else "only at 'input'"
+                raise SiteError(f"{name} cannot be read at {self.layer!r}, the --layer: {fix}")
+            self._placed(method)
+
+    def _placed(self, method: Method) -> Method:
+        """The method with a layer of its own by the front's address of it."""
+        layer = getattr(method, "layer", None)
+        return method if layer in (None, FEATURES) else replace(method, layer=self.network.site(layer))  # type: ignore[call-arg]
 
     def picture(self, path: Path, name: str, step: Callable[[str], None]) -> dict[str, Any]:
         """Explain one picture, write its files, and give its record; `step` hears of each method before it runs."""
@@ -76,7 +85,7 @@ class Explaining:
     def _explained(self, method: Method, x: Tensor, index: int) -> tuple[Tensor, dict[str, Any]]:
         start = time.perf_counter()
         site = self.network.site(self.layer)
-        found = method.explain(x, index, sites=site, internal_batch_size=self.batch_size)
+        found = self._placed(method).explain(x, index, sites=site, internal_batch_size=self.batch_size)
         value = found.value[0].cpu()
         seconds = round(time.perf_counter() - start, 3)
         return value, {**summary(found), "settings": plain_settings(method), "seconds": seconds}

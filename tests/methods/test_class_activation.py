@@ -318,6 +318,16 @@ def test_signals_and_volumes_have_maps_too() -> None:
     assert method("LayerCAM")(volume).attribute(torch.randn(2, 1, 5, 5, 5).double(), 1).shape == (2, 1, 5, 5, 5)
 
 
+@pytest.mark.parametrize("size", [(7, 7), (7, 9), (2, 1)])
+def test_a_map_of_one_channel_is_drawn_as_it_is(size: tuple[int, int]) -> None:
+    pytest.importorskip("matplotlib")
+    from backlight.viz.figures import signed_map
+
+    values = torch.rand(1, *size)
+    drawn, scale = signed_map(values, clip=1)
+    assert torch.allclose(torch.from_numpy(drawn) * scale, values[0])
+
+
 @pytest.mark.parametrize("name", [*CAMS, "GuidedGradCAM"])
 def test_what_cannot_be_read_is_named(name: str, x: Tensor) -> None:
     cls = method(name)
