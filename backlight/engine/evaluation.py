@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from backlight.engine.adjoint import alias
 from backlight.engine.coverage import Coverage
 from backlight.engine.paths import Inputs, Parameters
-from backlight.engine.rules import RuleSet
+from backlight.engine.rules import Mark, RuleSet
 from backlight.engine.run import running
 from backlight.engine.sites import FEATURES, INPUT, captured
 from backlight.engine.targets import Target, output_tensor
@@ -91,6 +91,7 @@ class Evaluator:
             with running(self.model, self.rules, differentiable=self.create_graph, **settings) as run:
                 for leaf in leaves.values():
                     run.keep(leaf)
+                    run.marks[leaf] = Mark("input", leaf)
                 with captured(self.model, dict.fromkeys((*hidden, *target.sites)), run.keep) as store:
                     outputs = self.model(*leaves.values(), *self._arguments(rows))
                 if settings["observe"]:

@@ -69,9 +69,10 @@ def matches(pattern: str, layer: str) -> bool:
 
 @dataclass
 class Mark:
-    """What a tensor is, beside its numbers: a gate, the weights of an attention, the mean of another, or a constant.
+    """What a tensor is, beside its numbers: a gate, an attention's weights, another's mean, a constant, the input.
 
-    `source`: what the gate or mean was computed from; for weights, others to use in the backward pass, or None.
+    `source`: what the gate or mean was computed from; for weights, others to use in the backward pass, or None; for the
+    model's input, or what was made of it by moving and rescaling entries, what moves alone would have made of it.
     """
 
     kind: str

@@ -42,6 +42,7 @@ METHODS: dict[str, str] = {
     "SRD": "srd",
     "AttnLRP": "attn_lrp",
     "CPLRP": "attn_lrp",
+    "LRP": "lrp",
     "PullbackAscent": "ascent",
     "GradientAscent": "ascent",
     "Accentuation": "perturbation",

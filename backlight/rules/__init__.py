@@ -13,6 +13,7 @@ from backlight.errors import UnknownNameError
 from backlight.rules.attention import AttentionRule, MultiheadRule, SoftmaxRule
 from backlight.rules.attn_lrp import attn_lrp, cp_lrp
 from backlight.rules.clipped import DeconvnetRule, GuidedRule
+from backlight.rules.composites import lrp
 from backlight.rules.gates import GateFunction, GateRule, GLURule, gate_rules, logistic, module_gates, normal_cdf
 from backlight.rules.normalisation import MeanRule, NormalizeRule, NormRule
 from backlight.rules.pooling import PoolRule, excitation_routing, soft_routing
@@ -103,6 +104,7 @@ RULE_SETS: dict[str, Callable[..., RuleSet]] = {
     "excitation_pullback": excitation_pullback,
     "attn_lrp": attn_lrp,
     "cp_lrp": cp_lrp,
+    "lrp": lrp,
 }
 
 
@@ -129,6 +131,7 @@ __all__ = [
     "excitation_pullback",
     "gradient",
     "guided",
+    "lrp",
     "pullback",
     "rule_set",
     "soft_pullback",

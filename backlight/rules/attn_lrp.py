@@ -90,7 +90,7 @@ class GradientRule:
         return call.original()
 
 
-def _relevance_rules(name: str, held: tuple[str, ...], own: dict[str, Rule | None]) -> RuleSet:
+def relevance_rules(name: str, held: tuple[str, ...], own: dict[str, Rule | None]) -> RuleSet:
     gates = GateRule()
     norms = ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm")
     rules: dict[str, Rule] = {
@@ -112,7 +112,7 @@ def _relevance_rules(name: str, held: tuple[str, ...], own: dict[str, Rule | Non
 
 
 def attn_lrp(linear: Rule | None = None, conv: Rule | None = None) -> RuleSet:
-    """AttnLRP, Achtibat et al. 2024, equations 8 to 15 with epsilon -> 0. Relevance is activation times cotangent.
+    """AttnLRP, Achtibat et al. 2024, equations 7 to 9, propositions 3.1 to 3.4, epsilon -> 0; R = activation * cotangent.
 
     Not conservative: at a softmax the constant of its expansion absorbs (or adds) relevance without bound.
 
@@ -125,7 +125,7 @@ def attn_lrp(linear: Rule | None = None, conv: Rule | None = None) -> RuleSet:
         "linear": linear,
         "conv": conv,
     }
-    return _relevance_rules("attn_lrp", (), own)
+    return relevance_rules("attn_lrp", (), own)
 
 
 def cp_lrp(linear: Rule | None = None, conv: Rule | None = None) -> RuleSet:
@@ -142,4 +142,4 @@ def cp_lrp(linear: Rule | None = None, conv: Rule | None = None) -> RuleSet:
         "linear": linear,
         "conv": conv,
     }
-    return _relevance_rules("cp_lrp", ("weights",), own)
+    return relevance_rules("cp_lrp", ("weights",), own)
