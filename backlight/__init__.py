@@ -24,6 +24,7 @@ _ROOMS = {
     "backlight.methods.token_fields": "TokenFields",
     "backlight.models": "load LoadedModel available_models",
     "backlight.methods.class_model": "ClassModel ClassImage",
+    "backlight.methods.weak_segmentation": "weak_segmentation Segmentation",
 }
 _PUBLIC = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
