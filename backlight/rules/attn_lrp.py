@@ -112,7 +112,7 @@ def relevance_rules(name: str, held: tuple[str, ...], own: dict[str, Rule | None
 
 
 def attn_lrp(linear: Rule | None = None, conv: Rule | None = None) -> RuleSet:
-    """AttnLRP, Achtibat et al. 2024, equations 7 to 9, propositions 3.1 to 3.4, epsilon -> 0; R = activation * cotangent.
+    """AttnLRP, Achtibat et al. 2024, equations 7 to 9 and propositions 3.1 to 3.4 with epsilon -> 0.
 
     Not conservative: at a softmax the constant of its expansion absorbs (or adds) relevance without bound.
 

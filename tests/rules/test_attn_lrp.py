@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from backlight.engine import attribute, running
 from backlight.errors import UncoveredOperationError
 from backlight.rules import attn_lrp, cp_lrp, gradient, pullback
+from backlight.rules.relevance import GammaRule
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
@@ -346,6 +347,16 @@ def test_linear_layers_and_convolutions_take_a_rule_of_their_own() -> None:
         assert torch.equal(got, torch.full_like(x, 3.0))
         assert torch.equal(pull(module, x, cp_lrp(**{setting: Tripled()})), got)
         assert torch.allclose(pull(module, x, attn_lrp()), pull(module, x, gradient()))
+
+
+def test_a_gamma_rule_goes_with_shared_attention() -> None:
+    block = drawn(Block())
+    x, back = torch.randn(1, 5, 8, dtype=torch.float64), torch.randn(1, 5, 8, dtype=torch.float64)
+    plain = pull(block, x, attn_lrp(), back)
+    assert relative(x * pull(block, x, attn_lrp(linear=GammaRule(1e-9)), back), x * plain) < 1e-6
+    value, (got,) = pulled(block, x, rules=attn_lrp(linear=GammaRule(0.25)), cotangent=back)
+    assert torch.equal(value, block(x))
+    assert relative(x * got, x * plain) > 1e-2
 
 
 def test_what_no_rule_answers_for_is_named() -> None:
