@@ -15,7 +15,10 @@ from backlight.engine.targets import Logit, Target, as_target, output_tensor
 from backlight.errors import InputError, SiteError, UnknownNameError
 from backlight.methods.method import Method
 from backlight.methods.position_maps import resized
-from backlight.rules.pfv import BIASES, Flow, Sharing, class_activation, pooled
+from backlight.methods.sharing_operator import SharingOperator
+from backlight.rules.affine import inner
+from backlight.rules.pfv import Sharing
+from backlight.rules.relevance_flow import BIASES, Flow, class_activation
 
 HEADS = ("raw", "mean", "clamped")
 RESOLUTIONS = ("low", "high", "input")
@@ -94,6 +97,14 @@ class SRD(Method):
             found.values = {name: value.detach() for name, value in found.values.items()}
         return found
 
+    def prepare(self, x: Tensor) -> SharingOperator:
+        """The sharing ratios of a batch, after which maps and receptive fields cost next to nothing.
+
+        `prepare(x).relevance(prepare(x).seed(target))` is `attribute(x, target)`, without its axis of channels.
+        """
+        flow = Flow(class_activation(self.head == "clamped"), self.bias)
+        return SharingOperator.of(self.model, x, flow, self.target)
+
 
 class _Relevance:
     """Collects the maps that were asked for, batch by batch."""
@@ -121,7 +132,7 @@ class _Relevance:
         flow = self.sharing.flow
         if flow.seed is None:
             raise SiteError("the model has no feature map [N, C, *space] to start from, or its score depends on none")
-        at_input = pooled(value, cotangent)
+        at_input = inner(value, cotangent)
         for want in flow.wants:
             self.maps[want].append(at_input if want == INPUT else flow.kept[want])
         self.seeds.append(flow.seed.flatten(1).sum(1))

@@ -87,25 +87,31 @@ def layer_cotangent(layer: Layer, x: Tensor, g: Tensor, bias: str) -> Tensor:
     back = _weights_part(layer, x, g)
     if layer.constant is None or bias == "drop":
         return back
-    amounts = bias_amounts(layer.constant, g)
+    amounts = channel_sum(g, layer.constant)
     if not (layer.window.pointwise and layer.pool is None):
         amounts = layer.scatter(layer.shared(x, amounts, bias == "uniform"), space(x))
     return with_share(back, x, amounts)
 
 
-def bias_amounts(constant: Float[Tensor, "D"], g: Float[Tensor, "N D *space"]) -> Float[Tensor, "N 1 *space"]:
-    """<constant, g> at every position."""
-    return (constant.to(g.dtype) @ g.flatten(2)).unflatten(1, space(g))[:, None]
+def channel_sum(
+    x: Float[Tensor, "N D *space"], weights: Float[Tensor, "D"] | None = None
+) -> Float[Tensor, "N 1 *space"]:
+    """sum_k w_k x_k at every position; by a matrix product, which is several times faster than a sum over an axis."""
+    if torch.is_autocast_enabled(x.device.type):  # it would make the product one of half precision
+        return (x if weights is None else x * weights.reshape(-1, *(1,) * len(space(x)))).sum(1, keepdim=True)
+    row = x.new_ones(x.shape[1]) if weights is None else weights.to(x.dtype)
+    return (row @ x.flatten(2)).unflatten(1, space(x))[:, None]
 
 
-def squared_norm(x: Float[Tensor, "N C *space"]) -> Float[Tensor, "N 1 *space"]:
-    """<x, x> at every position, in single precision at least: half overflows."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(1, keepdim=True)
+def inner(a: Float[Tensor, "N C *space"], b: Float[Tensor, "N C *space"]) -> Float[Tensor, "N 1 *space"]:
+    """<a_i, b_i> at every position, in single precision at least: half overflows."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return channel_sum(a.to(wide) * b.to(wide))
 
 
 def with_share(back: Tensor, x: Tensor, amounts: Tensor) -> Tensor:
     """back + x rho / <x, x>: the cotangent with which position i also has the relevance rho_i."""
-    share = safe_ratio(amounts, squared_norm(x)).to(x.dtype)
+    share = safe_ratio(amounts, inner(x, x)).to(x.dtype)
     return torch.addcmul(back.to(x.dtype), x, share)
 
 

@@ -18,7 +18,6 @@ to position i. Where the paper is silent:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
@@ -28,42 +27,30 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from backlight.engine.adjoint import alias, replace_adjoint, true_gradients
+from backlight.engine.adjoint import replace_adjoint
 from backlight.engine.operations import AFFINE, STRUCTURAL
 from backlight.engine.rules import Call, Mark, Rule, RuleSet, needs_gradient
 from backlight.engine.sites import INPUT
-from backlight.errors import SiteError, UncoveredOperationError, UnknownNameError
+from backlight.errors import UncoveredOperationError, UnknownNameError
 from backlight.rules.affine import (
-    layer_cotangent,
     read_convolution,
     read_pool,
     space,
-    squared_norm,
     with_share,
 )
 from backlight.rules.gates import HAND_WRITTEN, GateRule, gate_rules, read_activation
 from backlight.rules.normalisation import read_norm
-from backlight.rules.windows import Layer, Pool, safe_ratio
+from backlight.rules.relevance_flow import BIASES, Flow, Node, class_activation, same
+from backlight.rules.windows import Layer, Pool
 
-BIASES = ("norm", "uniform", "drop")
-# (PFVs of the last node, their cotangent from the head) -> their relevance [N, 1, *space]
-Head = Callable[[Tensor, Tensor], Tensor]
+_MOVES = frozenset("pad constant_pad_nd getitem narrow index_select interpolate upsample".split())
+_TURNS = frozenset("flip fliplr flipud roll rot90".split())
 _SAME = frozenset("dropout contiguous clone alias requires_grad".split())  # the result is the input
 
 
 def positions(value: Any) -> bool:
     """Whether something has PFVs: `[N, C, *space]` with more than one position."""
     return isinstance(value, Tensor) and value.ndim >= 3 and value.shape[2:].numel() > 1
-
-
-@dataclass(frozen=True)
-class Node:
-    """Where relevance is pooled over channels; `parents`: the nodes it depends on with no other in between."""
-
-    layer: str
-    operation: str
-    size: tuple[int, ...]
-    parents: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -79,99 +66,7 @@ class Origin:
     layer: tuple[Tensor, Layer, Callable[[Tensor], Tensor]] | None = None
     pool: tuple[Tensor, Pool] | None = None
     left: str | None = None
-
-
-@dataclass
-class Flow:
-    """What the backward pass needs to know, and what it keeps.
-
-    `nodes`, in the order of the forward pass; `named`: the numbers of those that were given names; `wants`: whose
-    relevance is kept (`low`: the last node's; `high`: that of the stage an eighth of the input's size; or a name), in
-    `kept`; `seed`: the relevance of the last node.
-    """
-
-    head: Head
-    bias: str = "norm"
-    wants: tuple[str, ...] = ()
-    nodes: list[Node] = field(default_factory=list)
-    named: dict[str, int] = field(default_factory=dict)
-    kept: dict[str, Tensor] = field(default_factory=dict)
-    seed: Tensor | None = None
-    wanted: dict[int, list[str]] = field(default_factory=dict)
-
-    @property
-    def last(self) -> int:
-        """The number of the last node."""
-        return len(self.nodes) - 1
-
-    def node(self, number: int, function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-        """g_z = z R / <z, z>, R = <a, g_a>; Grad-CAM's R at the last node; the true derivative in the head."""
-
-        def vjp(z: Tensor, y: Tensor | None, cotangent: Tensor) -> Tensor | None:
-            y = z if y is None else y
-            if number > self.last:
-                return true_gradients(function, (z,), cotangent)[0]
-            if number == self.last:
-                relevance = self.seed = self.head(y, cotangent)
-                self.kept, self.wanted = {}, self._wanted()
-            else:
-                relevance = pooled(y, cotangent)
-            for name in self.wanted.get(number, ()):
-                self.kept[name] = relevance
-            if number in self.wanted and INPUT not in self.wants and len(self.wanted) == 1:
-                return None  # nothing before it was asked for
-            return z * safe_ratio(relevance, squared_norm(z)).to(z.dtype)
-
-        return vjp
-
-    def layer(self, layer: Layer) -> Callable[..., Tensor]:
-        """The cotangent of a layer's source; in the head, without the share of the biases."""
-        at = self.last
-        return lambda x, y, g: layer_cotangent(layer, x, g, "drop" if at >= self.last else self.bias)
-
-    def _wanted(self) -> dict[int, list[str]]:
-        numbers = {"low": self.last, **self.named}
-        if "high" in self.wants:
-            numbers["high"] = self.stage(8)
-        found: dict[int, list[str]] = {}
-        for name in self.wants:
-            if name != INPUT:
-                found.setdefault(numbers[name], []).append(name)
-        return found
-
-    def ancestors(self) -> list[int]:
-        """The nodes that the last one depends on, and itself, in order."""
-        found, queue = {self.last}, [self.last]
-        while queue:
-            fresh = self.nodes[queue.pop()].parents - found
-            found |= fresh
-            queue += fresh
-        return sorted(found)
-
-    def stage(self, factor: int) -> int:
-        """The last node of the stage with 1 / factor of the input's size that all relevance passes.
-
-        Raises:
-            SiteError: there is none.
-        """
-        order = self.ancestors()
-        reach = order[0]  # no edge from before a cut leads behind it
-        heirs = {number: max(n for n in order if number in self.nodes[n].parents) for number in order[:-1]}
-        cuts: dict[tuple[int, ...], int] = {}
-        for number in order:
-            if number >= reach:
-                cuts[self.nodes[number].size] = number
-            reach = max(reach, heirs.get(number, number))
-        whole = math.prod(self.nodes[order[0]].size)
-
-        def off(size: tuple[int, ...]) -> float:  # networks round sizes up or down
-            return abs(math.log(whole / math.prod(size)) / len(size) - math.log(factor))
-
-        best = min(cuts, key=off)
-        if off(best) > math.log(2) / 2:
-            sizes = ", ".join("x".join(map(str, size)) for size in cuts)
-            raise SiteError(f"all relevance passes layers of the sizes {sizes} only, none 1/{factor}: name a layer")
-        return cuts[best]
+    bases: tuple[Any, ...] = ()  # of a stencil
 
 
 @dataclass
@@ -215,8 +110,8 @@ class Sharing:
         if x not in self.origins and x.grad_fn is not None:
             return Origin(frozenset(), left="a tensor that was written to in place, or made by an unknown operation,")
         if x not in self.origins:
-            self.flow.nodes.append(Node(INPUT, INPUT, space(x), frozenset()))
-            self.origins[x] = Origin(frozenset((self.flow.last,)), self.flow.last)
+            number = self.flow.add(Node(INPUT, INPUT, space(x), frozenset()), same, True)
+            self.origins[x] = Origin(frozenset((number,)), number)
         return self.origins[x]
 
     def made(self, result: Any, *sources: Tensor, **changes: Any) -> Any:
@@ -224,7 +119,8 @@ class Sharing:
         known = [self.origin(x) for x in sources]
         parents = frozenset[int]().union(*(origin.parents for origin in known))
         left = next((origin.left for origin in known if origin.left), None)
-        fresh = {"windowed": any(origin.windowed for origin in known), "left": left, **changes}
+        bases = tuple({id(base): base for origin in known for base in origin.bases}.values())
+        fresh = {"windowed": any(origin.windowed for origin in known), "left": left, "bases": bases, **changes}
         for value in result if isinstance(result, (tuple, list)) else (result,):
             if needs_gradient(value):
                 self.origins[value] = Origin(parents, **fresh)
@@ -234,22 +130,21 @@ class Sharing:
 
     def node(self, call: Call, z: Tensor, sources: Iterable[Tensor], function: Callable[[Tensor], Tensor]) -> Tensor:
         """function(z), as a node: an activation of z, or z itself, whose numbers come from the sources."""
-        parents = self._parents(call, sources)
-        self.flow.nodes.append(Node(call.layer, call.operation, space(z), parents))
-        number = self.flow.last
+        known = [self.origin(x) for x in sources]
+        node = Node(call.layer, call.operation, space(z), self._parents(call, known))
+        number = self.flow.add(node, function, len(known) > 1)
         vjp = self.flow.node(number, function)
-        y: Tensor = replace_adjoint(z, function, vjp, "z" if function is _same else "zy", call.run.phase)
+        y: Tensor = replace_adjoint(z, function, vjp, "z" if function is same else "zy", call.run.phase)
         call.run.keep(y)
         self.origins[y] = Origin(frozenset((number,)), number)
         return y
 
-    def _parents(self, call: Call, sources: Iterable[Tensor]) -> frozenset[int]:
-        known = [self.origin(x) for x in sources]
+    def _parents(self, call: Call, known: list[Origin]) -> frozenset[int]:
         left = next((origin.left for origin in known if origin.left), None)
         if left is not None:
             raise UncoveredOperationError(
-                f"sharing ratios are defined between activations with affine layers over positions in between; "
-                f"{left} leaves that theory, before {call.layer or '(root)'!r}. AttnLRP follows such networks"
+                "sharing ratios are defined between activations, with affine layers over positions in between: "
+                f"{left}, before {call.layer or '(root)'!r}, leaves that theory; AttnLRP follows such networks"
             )
         return frozenset[int]().union(*(origin.parents for origin in known))
 
@@ -283,7 +178,7 @@ class Sharing:
             result = call.original()
             if space(signals[0]) != space(signals[1]):
                 return self.leave(call, result, signals)
-            return self.node(call, result, signals, _same)
+            return self.node(call, result, signals, same)
         return self._shifted(call, signals[0])
 
     def _shifted(self, call: Call, x: Tensor) -> Any:
@@ -302,7 +197,7 @@ class Sharing:
         axis = call.argument(1, "dim", 0)
         if len(signals) < 2 or axis % result.ndim != 1 or not positions(result):
             return self.made(result, *signals, windowed=axis % result.ndim > 1)
-        return self.node(call, result, signals, _same)
+        return self.node(call, result, signals, same)
 
     def product(self, call: Call) -> Any:
         signals = _signals(call)
@@ -335,7 +230,7 @@ class Sharing:
             source, pool = origin.pool
             layer = changed(layer, pool=pool)
         elif origin.windowed and not layer.window.pointwise:
-            source = self.node(call, x, [x], _same)
+            source = self.node(call, x, [x], same)
         return self.layered(call, source, layer, y, lambda z: call.on(_pooled(layer.pool, z)))
 
     def layered(
@@ -377,22 +272,25 @@ class Sharing:
         def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:
             scale, shift = affine(z)
             back = (cotangent * scale).to(z.dtype)
-            if at >= flow.last or flow.bias == "drop":
+            if flow.in_head(at) or flow.bias == "drop":
                 return back
             return with_share(back, z, (cotangent * shift).sum(1, keepdim=True))
 
         return self.made(call.adjoint(vjp), x)
 
     def average(self, call: Call) -> Any:
-        result = call.original()
-        return self.made(result, call.input, windowed=positions(result))
+        x, result = call.input, call.original()
+        if positions(result) and self.origin(x).windowed:
+            x = self.node(call, x, [x], same)
+            result = call.on(x)
+        return self.made(result, x, windowed=positions(result))
 
     def max_pool(self, call: Call) -> Any:
         x = call.input
         if not positions(x):
             return self.made(call.original(), x)
         if self.origin(x).windowed:
-            x = self.node(call, x, [x], _same)
+            x = self.node(call, x, [x], same)
         result = call.on(x)
         y = result[0] if isinstance(result, tuple) else result
         pool = read_pool(call, y) if positions(y) else None
@@ -403,10 +301,21 @@ class Sharing:
         if len(call.signals()) > 1:
             return NotImplemented
         result = call.original()
-        if call.operation in _SAME and len(signals) == 1 and needs_gradient(result):
+        if len(signals) != 1 or not positions(signals[0]):
+            return self.made(result, *signals)
+        if call.operation in _SAME and needs_gradient(result):
             self.origins[result] = self.origin(signals[0])
             return result
+        if moved(call, result):
+            return self.move(call, signals[0], result)
         return self.made(result, *signals)
+
+    def move(self, call: Call, x: Tensor, result: Any) -> Any:
+        """Positions padded, cut or turned: like a layer with a window."""
+        if self.origin(x).windowed:
+            x = self.node(call, x, [x], same)
+            result = call.on(x)
+        return self.made(result, x, windowed=True)
 
     def outside(self, call: Call) -> Any:
         signals = _signals(call)
@@ -429,12 +338,6 @@ class _Answer:
         return self.answer(call)
 
 
-def pooled(values: Tensor, cotangent: Tensor) -> Tensor:
-    """R = <a, g> at every position, `[N, 1, *space]`, in single precision at least."""
-    wide = torch.promote_types(values.dtype, torch.float32)
-    return (values.to(wide) * cotangent.to(wide)).sum(1, keepdim=True)
-
-
 def _signals(call: Call) -> list[Tensor]:
     found: list[Tensor] = []
     for value in (*call.args, *call.kwargs.values()):
@@ -442,9 +345,11 @@ def _signals(call: Call) -> list[Tensor]:
     return found
 
 
-def _same(z: Tensor) -> Tensor:
-    """z on its own memory, though no view of it: a write to a view would cost a copy."""
-    return alias(z) if torch.is_grad_enabled() else z.detach()
+def moved(call: Call, result: Any) -> bool:
+    """Whether a call moves positions: its result is on another grid, or turned."""
+    if call.operation in _TURNS:
+        return True
+    return call.operation in _MOVES and positions(result) and space(result) != space(call.input)
 
 
 def _bound(call: Call) -> Callable[[Tensor], Tensor]:
@@ -460,16 +365,6 @@ def _pooled(pool: Pool | None, x: Tensor) -> Tensor:
 def _call_on(call: Call, x: Tensor) -> Tensor:
     with torch.no_grad():
         return call.on(x)
-
-
-def class_activation(clamp: bool) -> Head:
-    """Grad-CAM: R_i = sum_k A_ik mean_i' g_i'k, its negative part set to 0 if asked for (equation 6)."""
-
-    def head(values: Tensor, cotangent: Tensor) -> Tensor:
-        relevance = pooled(values, cotangent.mean(tuple(range(2, values.ndim)), keepdim=True))
-        return relevance.clamp(min=0) if clamp else relevance
-
-    return head
 
 
 def srd(bias: str = "norm", clamp: bool = False) -> RuleSet:

@@ -8,7 +8,7 @@ positions before the pool, and the places q of the pool's window count like taps
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -161,7 +161,7 @@ class Layer:
     def active(self, x: Tensor) -> Float[Tensor, "N T *out"]:
         """1 where a tap reads something that is not zero."""
         maps = [(source != 0).any(1, keepdim=True).to(x.dtype) for source in self.sources(x)]
-        return torch.cat([torch.cat(list(self.window.pieces(one, self.out)), 1) for one in maps], 1)
+        return torch.cat([piece for one in maps for piece in self.window.pieces(one, self.out)], 1)
 
     def products(self, x: Tensor, q: Float[Tensor, "N D *out"]) -> Float[Tensor, "N T *out"]:
         """<u_h(j), q(j)> for every tap: <a_i, W_h^T q(j)>."""
@@ -192,6 +192,13 @@ class Layer:
         pooled = self.window.scatter(split, self.pool.out)
         return self.pool.window.scatter(pooled.unflatten(0, (-1, places)).squeeze(2), size)
 
+    def gather(self, values: Float[Tensor, "N 1 *space"]) -> Float[Tensor, "N T *out"]:
+        """The adjoint of `scatter`: what each tap reads of a map at the source positions."""
+        if self.pool is None:
+            return torch.cat(list(self.window.pieces(values, self.out)), 1)
+        pooled = self.pool.window.pieces(values, self.pool.out)
+        return torch.cat([piece for one in pooled for piece in self.window.pieces(one, self.out)], 1)
+
     def _scaled(self) -> Tensor:
         """The weight with the scale folded in, tap by tap: `[T, D, C / groups]`."""
         assert self.weight is not None
@@ -209,14 +216,13 @@ class Layer:
         if self.groups == source.shape[1]:  # depthwise
             gains = weight.square().reshape(taps, self.groups, -1).sum(2)
             return self._aligned(gains, source.square())
-        if self.groups == 1 and 4 * source.shape[1] <= weight.shape[1]:  # |W_h a| = |R a|, W_h = Q R
-            weight = torch.linalg.qr(weight.to(torch.promote_types(weight.dtype, torch.float32)), "r")[1].to(
-                source.dtype
-            )
+        measure: Callable[..., Tensor] = _squared_norms
+        if self.groups == 1 and 2 * source.shape[1] <= weight.shape[1]:  # fewer numbers in W_h^T W_h
+            weight, measure = weight.transpose(1, 2) @ weight, _quadratic_forms
         if set(self.window.stride) == {1}:
-            return self.window.aligned(_squared_norms(weight, source, self.groups), self.out)
+            return self.window.aligned(measure(weight, source, self.groups), self.out)
         sent = zip(weight.split(1), self.window.pieces(source, self.out), strict=True)
-        return torch.cat([_squared_norms(one, piece, self.groups) for one, piece in sent], 1)
+        return torch.cat([measure(one, piece, self.groups) for one, piece in sent], 1)
 
     def _aligned(self, gains: Float[Tensor, "T C"], source: Tensor) -> Float[Tensor, "N T *out"]:
         sent = (gains @ source.flatten(2)).unflatten(2, source.shape[2:])
@@ -234,6 +240,13 @@ class Layer:
                 continue
             back = one.unflatten(0, (self.groups, -1)).transpose(1, 2) @ grouped
             yield back.flatten(1, 2).unflatten(2, q.shape[2:])
+
+
+def _quadratic_forms(gram: Float[Tensor, "T C C"], x: Tensor, groups: int) -> Float[Tensor, "N T *space"]:
+    """x_i^T G_h x_i at every position, for layers that are not grouped."""
+    positions = x.flatten(2)
+    found = [((one @ positions) * positions).sum(1) for one in gram]
+    return torch.stack(found, 1).unflatten(2, x.shape[2:])
 
 
 def _squared_norms(weight: Float[Tensor, "T D C"], x: Tensor, groups: int) -> Float[Tensor, "N T *space"]:
