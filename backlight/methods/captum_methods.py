@@ -154,8 +154,8 @@ class Occlusion(CaptumMethod):
     source: ClassVar[str] = "Zeiler and Fergus 2014, by Captum"
     formula: ClassVar[str] = "mean over windows that hold i of s(x) - s(x with the baseline inside the window)"
 
-    window: Any = 16
-    stride: Any = 8
+    window: Any = 32
+    stride: Any = 16
 
     def attribute_one(self, scored: Scored, x: Tensor, limit: int | None) -> Tensor:
         space = x.ndim - 2

@@ -324,7 +324,7 @@ def test_a_map_of_one_channel_is_drawn_as_it_is(size: tuple[int, int]) -> None:
     from backlight.viz.figures import signed_map
 
     values = torch.rand(1, *size)
-    drawn, scale = signed_map(values, clip=1)
+    drawn, scale = signed_map(values, clip=1.0)
     assert torch.allclose(torch.from_numpy(drawn) * scale, values[0])
 
 
