@@ -266,6 +266,101 @@ def test_wrong_counterfactuals_end_in_one_error(tmp_path: Path, cat: Path, argum
     assert "Traceback" not in result.output
 
 
+def test_segment_writes_a_mask_of_the_pictures_size(tmp_path: Path, cat: Path, loaded: Any) -> None:
+    pytest.importorskip("cv2")
+    out = tmp_path / "new"
+    result = run("segment", cat, "-t", "tabby", "--method", "SoftPullback", "--out", out, "--json", "--foreground", 0.9)
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert (record["target"]["name"], record["method"]) == ("tabby", "SoftPullback")
+    assert record["settings"]["foreground"] == 0.9
+    assert record["size"] == list(Image.open(cat).size)
+    mask = np.asarray(Image.open(record["mask"])) > 127
+    assert mask.shape == tuple(reversed(record["size"]))
+    rows, columns = np.nonzero(mask)
+    assert record["box"] == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert abs(record["share"] - mask.mean()) < 1e-12
+    saved = np.load(record["array"])
+    how = Image.Resampling[loaded.preprocessing.interpolation.upper()]
+    squashed = np.asarray(Image.open(cat).resize((224, 224), how))
+    assert np.abs(saved["input"] - (squashed.transpose(2, 0, 1) / 127.5 - 1)).max() < 1e-5  # the whole picture
+    value = backlight.SoftPullback(loaded.pixels()).attribute(torch.from_numpy(saved["input"])[None], 281)[0]
+    torch.testing.assert_close(torch.from_numpy(saved["attribution"]), value, rtol=1e-4, atol=1e-6)
+    expected = backlight.weak_segmentation(cat, saved["attribution"], foreground=0.9)
+    np.testing.assert_array_equal(expected.mask, mask)
+    np.testing.assert_array_equal(expected.seeds, saved["seeds"])
+    assert Image.open(record["figure"]).width > 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--target", "tigr"], "close matches: tiger"),
+        (["--method", "SoftPulback"], "close matches: SoftPullback"),
+        (["--method", "SoftPullback,Saliency"], "one method makes one mask"),
+        (["--method", "PullbackAscent"], "moves the input"),
+        (["--set", "crps=true"], "close matches: crop"),
+        (["--foreground", "0.2"], "background < foreground"),
+        (["--reduce", "sum"], "'magnitude'"),
+    ],
+)
+def test_wrong_segmentations_end_in_one_error(tmp_path: Path, cat: Path, arguments: list[str], said: str) -> None:
+    pytest.importorskip("cv2")
+    result = run("segment", cat, "--out", tmp_path, *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_class_models_are_the_apis(tmp_path: Path, loaded: Any) -> None:
+    settings = ("--set", "n_steps=3", "--set", "jitter=2", "--json", "--format", "svg")
+    result = run("class-model", "flamingo", 281, "n02007558", "--out", tmp_path, *settings)
+    assert result.exit_code == 0, result.output
+    records = json.loads(result.stdout)
+    assert [record["target"]["index"] for record in records] == [130, 281]  # the synset is the flamingo again
+    maker = backlight.ClassModel(loaded.model, n_steps=3, jitter=2)
+    expected = maker.visualise([130, 281], loaded.preprocessing)
+    for place, record in enumerate(records):
+        assert len(record["scores"]) == 4
+        assert record["settings"] == {**backlight.ClassModel.settings(), "n_steps": 3, "jitter": 2}
+        saved = np.load(record["array"])
+        torch.testing.assert_close(torch.from_numpy(saved["image"]), expected.image[place], rtol=1e-3, atol=1e-6)
+        shown = np.asarray(Image.open(record["picture"])).transpose(2, 0, 1) / 255
+        picture = expected.picture(loaded.preprocessing, record["contrast"])[place].numpy()
+        assert np.abs(shown - picture).max() < 0.5 / 255 + 2e-3
+        assert Path(record["figure"]).read_text().startswith("<?xml")
+
+
+def test_readable_class_models_take_other_settings(tmp_path: Path, loaded: Any) -> None:
+    result = run("class-model", 130, "--out", tmp_path, "--readable", "--set", "n_steps=2", "--set", "blur=0", "--json")
+    assert result.exit_code == 0, result.output
+    (record,) = json.loads(result.stdout)
+    assert (record["settings"]["optimiser"], record["settings"]["fourier"]) == ("adam", True)
+    assert (record["settings"]["n_steps"], record["settings"]["blur"]) == (2, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["flamngo"], "close matches: flamingo"),
+        (["1000"], "1000"),
+        (["flamingo", "--set", "stp=1"], "close matches: step"),
+        (["flamingo", "--set", "n_steps=few"], "whole number"),
+        (["flamingo", "--set", "step=-1"], "positive"),
+        (["flamingo", "--set", "optimiser=adan"], "close matches: adam"),
+    ],
+)
+def test_wrong_class_models_end_in_one_error(tmp_path: Path, loaded: Any, arguments: list[str], said: str) -> None:
+    result = run("class-model", *arguments, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert len(errors(result)) == 1
+    assert said in errors(result)[0]
+    assert result.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
 def test_lists(loaded: Any) -> None:
     from backlight.methods import METHODS
 

@@ -52,6 +52,13 @@ class Along(StrEnum):
     gradient = "gradient"
 
 
+class Reduce(StrEnum):
+    """How an attribution becomes saliency."""
+
+    magnitude = "magnitude"
+    positive = "positive"
+
+
 app = typer.Typer(
     cls=Commands,
     name="backlight",
@@ -168,6 +175,79 @@ def counterfactual(
     console.say(f"{image}: {described(record['target'])} after {steps} steps -> {record['figure']}")
     if json:
         console.print_json(record)
+
+
+@app.command()
+def segment(
+    image: Annotated[str, typer.Argument(help="A picture file.")],
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", metavar="CLASS", help="Name, synset or index; else the prediction.")
+    ] = None,
+    model: Model = "efficientnet_lite0",
+    method: Annotated[str, typer.Option(help="A name of `backlight methods`.")] = "ClassSaliency",
+    set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the method.")] = None,
+    foreground: Annotated[float, typer.Option(help="Pixels above this quantile of the map are seeds.")] = 0.95,
+    background: Annotated[float, typer.Option(help="Pixels below it are seeds of the ground.")] = 0.30,
+    reduce: Annotated[Reduce | None, typer.Option(help="How the map becomes saliency.")] = None,
+    fixed_seeds: Annotated[bool, typer.Option("--fixed-seeds", help="Seeds keep their side in the cut.")] = False,
+    cuts: Annotated[int, typer.Option(min=1, help="Cuts; the colour models are fitted again before each.")] = 1,
+    out: Out = Path("out"),
+    device: OnDevice = Device.auto,
+    format: Format = Kind.png,
+    json: Json = False,
+    temperature: Temperature = None,
+    weights: Weights = None,
+    random_weights: Random = False,
+    classes: Classes = None,
+) -> None:
+    """Cut out the object that a network sees a class in: mask, box, figure and .npz."""
+    from backlight.cli.networks import open_network
+    from backlight.cli.outputs import output_folder
+    from backlight.cli.segmentation import make_segmentation, one_method
+
+    folder = output_folder(out)
+    network = open_network(model, weights, random_weights, classes, device)
+    chosen = one_method(method, set or [], network.front, temperature)
+    index = None if target is None else network.class_index(target)
+    if Path(image).is_dir():
+        raise ImageError(f"cannot read {image!r}: it is a folder; one picture is cut at a time")
+    cut = {"foreground": foreground, "background": background, "reduce": reduce and reduce.value}
+    cut |= {"fixed_seeds": fixed_seeds, "n_iterations": cuts}
+    record = make_segmentation(network, chosen, Path(image), index, cut, folder, format.value)
+    console.say(f"{image}: {record['target']['name']} in {tuple(record['box'])} -> {record['figure']}")
+    if json:
+        console.print_json(record)
+
+
+@app.command()
+def class_model(
+    classes_: Annotated[list[str], typer.Argument(metavar="CLASS...", help="Classes by name, synset or index.")],
+    model: Model = "efficientnet_lite0",
+    readable: Annotated[bool, typer.Option("--readable", help="With Adam, Fourier, jitter and blur.")] = False,
+    set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of ClassModel.")] = None,
+    out: Out = Path("out"),
+    device: OnDevice = Device.auto,
+    batch_size: Annotated[int, typer.Option(min=1, help="The most classes in one pass.")] = 8,
+    format: Format = Kind.png,
+    json: Json = False,
+    weights: Weights = None,
+    random_weights: Random = False,
+    classes: Classes = None,
+) -> None:
+    """Draw the image that a network scores highest for a class: picture, figure and .npz."""
+    from backlight.cli.class_models import class_model_with_settings, make_class_models
+    from backlight.cli.networks import described, open_network
+    from backlight.cli.outputs import output_folder
+
+    folder = output_folder(out)
+    network = open_network(model, weights, random_weights, classes, device)
+    indices = list(dict.fromkeys(map(network.class_index, classes_)))
+    maker = class_model_with_settings(network.loaded.model, set or [], readable)
+    records = make_class_models(network, maker, indices, folder, format.value, batch_size)
+    for record in records:
+        console.say(f"{described(record['target'])} -> {record['figure']}")
+    if json:
+        console.print_json(records)
 
 
 @app.command()

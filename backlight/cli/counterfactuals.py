@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
 from torch import Tensor
 
 import backlight
 from backlight.cli.explaining import summary
 from backlight.cli.networks import Network
-from backlight.cli.outputs import LONGEST, write_arrays, write_figure, written
+from backlight.cli.outputs import LONGEST, slug, write_arrays, write_figure, write_picture
 from backlight.cli.settings import plain_settings
 from backlight.errors import InputError
 from backlight.methods.perturbation import Counterfactual
@@ -56,7 +53,7 @@ def make_counterfactual(
         "cost": summary(found.attribution)["cost"],
         "coverage": summary(found.attribution)["coverage"],
     }
-    files = _write(network, points, record, out / f"{path.stem[:LONGEST]}.to-{_slug(record['target']['name'])}", kind)
+    files = _write(network, points, record, out / f"{path.stem[:LONGEST]}.to-{slug(record['target']['name'])}", kind)
     return {**record, **files, "seconds": round(time.perf_counter() - start, 3)}
 
 
@@ -73,19 +70,7 @@ def _write(network: Network, points: Tensor, record: dict[str, Any], base: Path,
     )
     figure = counterfactual_figure(x, perturbed, curves, title)
     return {
-        "perturbed": _write_picture(base.with_name(f"{base.name}.png"), perturbed),
+        "perturbed": write_picture(base.with_name(f"{base.name}.png"), perturbed),
         "figure": write_figure(base.with_name(f"{base.name}.figure.{kind}"), figure, kind),
         "array": write_arrays(base.with_name(f"{base.name}.npz"), arrays, record),
     }
-
-
-def _write_picture(path: Path, x: Tensor) -> str:
-    """An image in [-1, 1] as an 8-bit PNG."""
-    pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    with written(path) as partial:
-        Image.fromarray(pixels).save(partial, format="PNG")
-    return str(path)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"\W+", "-", name.lower()).strip("-")[:40] or "class"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
+from torch import Tensor
 
 from backlight.errors import InputError
+from backlight.shapes import Float, UInt8
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,6 +82,23 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, A
     with written(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, metadata=np.array(json.dumps(metadata)), **arrays)
     return str(path)
+
+
+def write_picture(path: Path, x: Float[Tensor, "3 H W"]) -> str:
+    """An image in [-1, 1] as an 8-bit PNG. Returns the path."""
+    return write_png(path, ((x + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0).numpy().astype(np.uint8))
+
+
+def write_png(path: Path, pixels: UInt8[np.ndarray, "H W *C"]) -> str:
+    """8-bit pixels as a PNG. Returns the path."""
+    with written(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")
+    return str(path)
+
+
+def slug(name: str) -> str:
+    """A class's name as a part of a file's name."""
+    return re.sub(r"\W+", "-", name.lower()).strip("-")[:40] or "class"
 
 
 def write_figure(path: Path, figure: Figure, kind: str) -> str:

@@ -1,5 +1,13 @@
 """Figures of explanations, drawn without matplotlib's global state."""
 
 from backlight.viz.figures import counterfactual_figure, explanation_figure, save_figure, signed_map
+from backlight.viz.overlays import class_figure, segmentation_figure
 
-__all__ = ["counterfactual_figure", "explanation_figure", "save_figure", "signed_map"]
+__all__ = [
+    "class_figure",
+    "counterfactual_figure",
+    "explanation_figure",
+    "save_figure",
+    "segmentation_figure",
+    "signed_map",
+]

@@ -183,11 +183,17 @@ def draw_image(axes: Axes, image: Float[Array, "3 H W"]) -> None:
     _frame(axes)
 
 
-def draw_map(sheet: Sheet, left: float, top: float, side: float, attribution: Array, extent: Extent) -> Axes:
-    """Draw a signed map over `extent`, and below it a colour bar that carries zero and the scale."""
-    axes = sheet.axes(left, top, side, side)
+def draw_map(
+    sheet: Sheet, left: float, top: float, side: float, attribution: Array, extent: Extent, width: float | None = None
+) -> Axes:
+    """Draw a signed map over `extent`, and below it a colour bar that carries zero and the scale.
+
+    `side`: its height in inches, and its width where `width` is None.
+    """
+    width = side if width is None else width
+    axes = sheet.axes(left, top, width, side)
     drawn, scale = _fill(axes, attribution, extent)
-    bar = sheet.figure.colorbar(drawn, cax=sheet.axes(left, top + side + 0.06, side, 0.07), orientation="horizontal")
+    bar = sheet.figure.colorbar(drawn, cax=sheet.axes(left, top + side + 0.06, width, 0.07), orientation="horizontal")
     bar.set_ticks([-1, 0, 1], labels=[f"−{scale:.2g}", "0", f"+{scale:.2g}"])
     bar.ax.tick_params(labelsize=7.5, length=2, pad=1.5)
     first, _, last = bar.ax.get_xticklabels()
