@@ -249,9 +249,10 @@ class GateRule:
             return call.original()  # the hard gate of ReLU is its derivative
         result = call.adjoint(self.product(name, parameters, call.run.samples))
         offset = ACTIVATIONS[name].offset(*parameters)
+        result = call.run.bias(result, lambda: offset) if offset else result
         if name in ("sigmoid", "hardsigmoid"):
             call.run.marks[result] = Mark("gate", call.input)
-        return call.run.bias(result, lambda: offset) if offset else result
+        return result
 
     def product(
         self, name: str, parameters: tuple[Any, ...], samples: int | None = None

@@ -323,3 +323,14 @@ def test_a_softplus_that_turns_linear_has_the_gate_of_what_it_is() -> None:
 def test_a_threshold_elsewhere_has_no_rule() -> None:
     with pytest.raises(UncoveredOperationError, match="threshold"):
         pull(nn.Threshold(0.5, 0.1), points(), pullback())
+
+
+@pytest.mark.parametrize("gate", [torch.sigmoid, F.hardsigmoid])
+def test_counting_biases_does_not_change_how_a_gate_is_held(gate: Callable[[Tensor], Tensor]) -> None:
+    """A squeeze-and-excitation: the gate's a(0) = 1/2 is bias, and the gate stays one where that is counted."""
+    squeeze = nn.Conv2d(2, 2, 1).double()
+    model = Spelled(lambda x: (x * gate(squeeze(x.mean((2, 3), keepdim=True)))).flatten(1), squeeze)
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    found = attribute(model, x, 1, rules=pullback(), readout="value", bias=True)
+    assert torch.equal(found.value, attribute(model, x, 1, rules=pullback(), readout="value").value)
+    assert found.residual.abs().max() < 1e-12
