@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from backlight.engine.attribution import Attribution, attribute
-from backlight.engine.evaluation import resolve_sites
+from backlight.engine.evaluation import input_sites, resolve_sites
 from backlight.engine.paths import Inputs
 from backlight.engine.rules import RuleSet
 from backlight.engine.sites import INPUT
@@ -64,19 +64,27 @@ class LRP(Method):
         """
         chosen = self.composite if isinstance(self.composite, Composite) else named_composite(self.composite)
         record = None if chosen.first is None else InputRelevance()
+        given = inputs if isinstance(inputs, tuple) else (inputs,)
+        wanted = resolve_sites(sites, given)
+        # the first layer is known from what becomes of the input
+        leaves = [name for name, x in zip(input_sites(given), given, strict=True) if record and x.is_floating_point()]
         found = attribute(
-            self.model, inputs, target, rules=self._rules(record), path=self.path(), sites=sites,
-            readout="value" if record is None else record.read, bias=bias, strict=self.strict, **settings,
+            self.model, inputs, target, rules=self._rules(record), path=self.path(),
+            sites=tuple(dict.fromkeys((*wanted, *leaves))), readout="value" if record is None else record.read,
+            bias=bias, strict=self.strict, **settings,
         )  # fmt: skip
-        names = resolve_sites(INPUT, inputs if isinstance(inputs, tuple) else (inputs,))
-        if record is None or not set(names) & set(found.values):
-            return found
-        if not record.answered:
+        if record is not None:
+            self._close(found, record, wanted, leaves)
+        return found
+
+    def _close(self, found: Attribution, record: InputRelevance, wanted: tuple[str, ...], leaves: list[str]) -> None:
+        """Keep what was asked for; where that is the inputs, say what is left of the score."""
+        if not record.answered and set(wanted) & set(leaves):
             raise UncoveredOperationError(
                 f"no linear layer or convolution gets the model's input, moved or rescaled at most: the composite "
                 f"{self.composite!r} has a rule for it; choose one without, for example 'epsilon_plus'"
             )
-        if bias and found.bias is not None and found.scores is not None and set(found.values) == set(names):
+        found.values = {name: found.values[name] for name in wanted}
+        if found.bias is not None and found.scores is not None and set(wanted) == set(leaves):
             share = sum(value.flatten(1).sum(1) for value in found.values.values())
             found.residual = (found.scores - share - found.bias).detach()
-        return found

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from backlight.engine.operations import STRUCTURAL
-from backlight.engine.rules import Call, Mark, Rule, RuleSet, needs_gradient
+from backlight.engine.rules import Call, Rule, RuleSet, needs_gradient
 from backlight.errors import UnknownNameError
 from backlight.rules.affine_layers import Diagonal, bound
 from backlight.rules.attention import AttentionRule, SoftmaxRule
 from backlight.rules.attn_lrp import relevance_rules
-from backlight.rules.first_layer import FirstLayerRule, FlatRule, InputRelevance, InputRule, ZBoxRule
+from backlight.rules.first_layer import FirstLayerRule, FlatRule, InputMark, InputRelevance, InputRule, ZBoxRule, seen
 from backlight.rules.gates import GLURule
 from backlight.rules.normalisation import read_norm
 from backlight.rules.relevance import AffineMark, AffineRule, AlphaBetaRule, EpsilonRule, GammaRule, ZPlusRule
@@ -122,29 +122,41 @@ class InputPassingRule:
         result = NotImplemented if self.inner is None else self.inner(call)
         signals = [x for value in call.args for x in (value if isinstance(value, (tuple, list)) else [value])]
         signals = [x for x in signals if needs_gradient(x)]
-        marks = [call.run.marks.get(x) for x in signals]
-        if not signals or any(mark is None or mark.kind != "input" for mark in marks):
+        signals = [x for x in signals if x not in call.run.marks or call.run.marks[x].kind != "constant"]
+        marks = [call.run.marks[x] for x in signals if x in call.run.marks and call.run.marks[x].kind == "input"]
+        if not signals or len(marks) < len(signals):
             return result
-        sources = {id(x): mark.source for x, mark in zip(signals, marks, strict=True) if mark is not None}
+        sources = {id(x): mark.source for x, mark in zip(signals, marks, strict=True)}
+        present = {id(x): seen(mark) for x, mark in zip(signals, marks, strict=True)}
         result = call.original() if result is NotImplemented else result
-        if call.operation in _RESCALINGS:
-            source = next(iter(sources.values())) if len(signals) == 1 else None
-            moved = source if source is not None and result.shape == signals[0].shape else None
-        else:
-            moved = call.function(*(_swapped(value, sources) for value in call.args), **call.kwargs)
-        for part, its in zip(*(_parts(value) for value in (result, moved)), strict=False):
-            call.run.marks[part] = Mark("input", its)
+        if call.operation not in _RESCALINGS:
+            with torch.no_grad():
+                ones = _parts(_again(call, present))
+                zeros = _parts(_again(call, {key: torch.zeros_like(x) for key, x in present.items()}))
+            self._mark(call, result, _again(call, sources), [a != b for a, b in zip(ones, zeros, strict=True)])
+        elif len(signals) == 1 and result.shape == signals[0].shape:
+            self._mark(call, result, marks[0].source, [*present.values()])
         return result
 
+    def _mark(self, call: Call, result: Any, moved: Any, present: list[Tensor]) -> None:
+        for part, source, where in zip(_parts(result), _parts(moved), present, strict=True):
+            if needs_gradient(source):
+                call.run.marks[part] = InputMark("input", source, where.to(source.dtype))
 
-def _swapped(value: Any, sources: dict[int, Any]) -> Any:
-    if isinstance(value, (tuple, list)) and any(isinstance(item, Tensor) for item in value):
-        return type(value)(_swapped(item, sources) for item in value)
-    return sources.get(id(value), value)
+
+def _again(call: Call, changes: dict[int, Any]) -> Any:
+    """The call with some of its tensors (by id) replaced."""
+
+    def swap(value: Any) -> Any:
+        if isinstance(value, (tuple, list)) and any(isinstance(item, Tensor) for item in value):
+            return type(value)(swap(item) for item in value)
+        return changes.get(id(value), value)
+
+    return call.function(*(swap(value) for value in call.args), **call.kwargs)
 
 
 def _parts(value: Any) -> list[Tensor]:
-    return [x for x in (value if isinstance(value, (tuple, list)) else [value]) if needs_gradient(x)]
+    return [x for x in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(x, Tensor)]
 
 
 def lrp(

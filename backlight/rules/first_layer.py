@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backlight.engine.rules import Call
+from backlight.engine.rules import Call, Mark
 from backlight.errors import InputError
 from backlight.rules.affine_layers import AffineLayer, Function
 from backlight.rules.relevance import AffineRule, ratio, silent
@@ -30,15 +30,15 @@ class InputRule(AffineRule):
     In another place, where relevance is value times cotangent, it raises if an input that is 0 gets any.
     """
 
-    def relevance(self, layer: AffineLayer, x: Tensor, y: Tensor, relevance: Tensor) -> Tensor:
-        """The relevance of x, given that of y."""
+    def relevance(self, layer: AffineLayer, x: Tensor, relevance: Tensor, seen: Tensor) -> Tensor:
+        """The relevance of x, given that of the output. `seen`: 1 where x is input, 0 where it is padding."""
         raise NotImplementedError
 
     def check(self, layer: AffineLayer, x: Tensor) -> None:
         """Raise `InputError` if x is no input that the rule is for."""
 
     def cotangent(self, layer: AffineLayer, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
-        found = self.relevance(layer, x, y, y * g)
+        found = self.relevance(layer, x, y * g, torch.ones_like(x[:1]))
         if bool(((x == 0) & (found != 0)).any()):
             raise InputError(
                 f"{type(self).__name__} gives relevance to inputs that are 0, which value times cotangent cannot hold: "
@@ -47,11 +47,12 @@ class InputRule(AffineRule):
         return ratio(found, x)
 
     def absorbed(self, layer: AffineLayer, x: Tensor, y: Tensor) -> Tensor:
-        return torch.where(self.reach(layer, x) > 0, 0.0, y)
+        return unreached(layer, torch.ones_like(x[:1]), y)
 
-    def reach(self, layer: AffineLayer, x: Tensor) -> Tensor:
-        """How many inputs each output has; those in the padding are none."""
-        return layer.apply(torch.ones_like(x[:1]), torch.ones_like(layer.weight))
+
+def unreached(layer: AffineLayer, seen: Tensor, y: Tensor) -> Tensor:
+    """y where it has no input at all: what it is comes from the bias, or from padding."""
+    return torch.where(layer.apply(seen, torch.ones_like(layer.weight)) > 0, 0.0, y)
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class FlatRule(InputRule):
 
     label: str = "flat"
 
-    def relevance(self, layer: AffineLayer, x: Tensor, y: Tensor, relevance: Tensor) -> Tensor:
-        return layer.adjoint(ratio(relevance, self.reach(layer, x)), torch.ones_like(layer.weight), x)
+    def relevance(self, layer: AffineLayer, x: Tensor, relevance: Tensor, seen: Tensor) -> Tensor:
+        ones = torch.ones_like(layer.weight)
+        return seen * layer.adjoint(ratio(relevance, layer.apply(seen, ones)), ones, x)
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,10 @@ class WSquareRule(InputRule):
 
     label: str = "w-square"
 
-    def relevance(self, layer: AffineLayer, x: Tensor, y: Tensor, relevance: Tensor) -> Tensor:
+    def relevance(self, layer: AffineLayer, x: Tensor, relevance: Tensor, seen: Tensor) -> Tensor:
         squares = layer.weight.square()
-        total = layer.apply(torch.ones_like(x[:1]), squares)
-        return layer.adjoint(ratio(relevance, total), squares, x) + _equally(layer, x, relevance, total)
+        total = layer.apply(seen, squares)
+        return seen * layer.adjoint(ratio(relevance, total), squares, x) + _equally(layer, x, relevance, seen, total)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class ZBoxRule(InputRule):
     label: str = "z-box"
 
     def check(self, layer: AffineLayer, x: Tensor) -> None:
-        low, high = self._box(layer, x.detach())
+        x = x.detach()
+        low, high = self._box(layer, x)
         slack = 1e-3 * (high - low)
         if not bool(((x >= low - slack) & (x <= high + slack)).all()):
             raise InputError(
@@ -100,14 +103,14 @@ class ZBoxRule(InputRule):
                 f"z-box; low and high are bounds of what that layer gets, after all preprocessing"
             )
 
-    def relevance(self, layer: AffineLayer, x: Tensor, y: Tensor, relevance: Tensor) -> Tensor:
+    def relevance(self, layer: AffineLayer, x: Tensor, relevance: Tensor, seen: Tensor) -> Tensor:
         low, high = self._box(layer, x)
-        above, below = (x - low).clamp(min=0), (x - high).clamp(max=0)
+        above, below = seen * (x - low).clamp(min=0), seen * (x - high).clamp(max=0)
         positive, negative = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
         total = layer.apply(above, positive) + layer.apply(below, negative)
         q = ratio(relevance, total)
         shared = above * layer.adjoint(q, positive, x) + below * layer.adjoint(q, negative, x)
-        return shared + _equally(layer, x, relevance, total)
+        return shared + _equally(layer, x, relevance, seen, total)
 
     def _box(self, layer: AffineLayer, x: Tensor) -> tuple[Tensor, Tensor]:
         axes = layer.range_axes(x)
@@ -123,10 +126,26 @@ class ZBoxRule(InputRule):
         return found[0], found[1]
 
 
-def _equally(layer: AffineLayer, x: Tensor, relevance: Tensor, total: Tensor) -> Tensor:
+def _equally(layer: AffineLayer, x: Tensor, relevance: Tensor, seen: Tensor, total: Tensor) -> Tensor:
     """The relevance of outputs whose contributions are all 0, shared equally."""
     left = relevance.masked_fill(total.expand_as(relevance) != 0, 0)
-    return torch.zeros_like(x) if silent(left) else FlatRule().relevance(layer, x, left, left)
+    return torch.zeros_like(x) if silent(left) else FlatRule().relevance(layer, x, left, seen)
+
+
+@dataclass
+class InputMark(Mark):
+    """What became of the model's input. `seen`: 1 where it is an entry of the input, 0 where it is padding."""
+
+    seen: Tensor | None = None
+
+
+def seen(mark: Mark) -> Tensor:
+    """Where what became of the model's input is input."""
+    known = mark.seen if isinstance(mark, InputMark) else None
+    if known is not None:
+        return known
+    assert mark.source is not None
+    return torch.ones_like(mark.source)
 
 
 class InputRelevance:
@@ -149,7 +168,8 @@ class InputRelevance:
             self._phase, self._terms, self._between = call.run.phase, [], []
         self.answered += 1
         self._between += [x for x, known in call.run.marks.items() if known.kind == "input" and known.source is not x]
-        return _Noted(inner, self, call.run.marks[call.input].source)
+        mark = call.run.marks[call.input]
+        return _Noted(inner, self, mark.source, seen(mark))
 
     def note(self, phase: Any, source: Tensor, relevance: Tensor) -> None:
         """`source` is what became of the model's input by moves alone."""
@@ -183,20 +203,22 @@ class _Noted(AffineRule):
     inner: InputRule
     record: InputRelevance
     source: Any
+    seen: Tensor
 
     def answer(self, call: Call, x: Tensor, layer: AffineLayer, function: Function) -> Tensor:
-        inner, record, phase = self.inner, self.record, call.run.phase
+        inner, record, source, phase = self.inner, self.record, self.source, call.run.phase
+        present = self.seen
         inner.check(layer, x)
 
-        def vjp(z: Tensor, y: Tensor, cotangent: Tensor, source: Tensor) -> None:
+        def vjp(z: Tensor, y: Tensor, cotangent: Tensor) -> None:
             cast = layer.to(z.dtype)
             z, y, g = (value.to(cast.weight.dtype) for value in (z, y, cotangent))
-            record.note(phase, source, inner.relevance(cast, z, y, y * g))
+            record.note(phase, source, inner.relevance(cast, z, y * g, present.to(z.dtype)))
 
-        return self.answered(call, x, layer, function, vjp, (self.source,))
+        return self.answered(call, x, layer, function, vjp)
 
     def absorbed(self, layer: AffineLayer, x: Tensor, y: Tensor) -> Tensor:
-        return self.inner.absorbed(layer, x, y)
+        return unreached(layer, self.seen.to(x.dtype), y)
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,9 @@ class AffineRule:
 
         return self.answered(call, x, layer, function, vjp)
 
-    def answered(
-        self, call: Call, x: Tensor, layer: AffineLayer, function: Function, vjp: Any, held: tuple[Tensor, ...] = ()
-    ) -> Tensor:
+    def answered(self, call: Call, x: Tensor, layer: AffineLayer, function: Function, vjp: Any) -> Tensor:
         """function(x) with a vector-Jacobian product, marked as the value of the layer."""
-        y = replace_adjoint(x, lambda z, *_: function(z), vjp, "zy", call.run.phase, held)
+        y = replace_adjoint(x, function, vjp, "zy", call.run.phase)
         call.run.keep(y)
 
         def constant() -> Tensor:
