@@ -190,20 +190,22 @@ def measured(
 
 
 def report(columns: dict[str, list[float]], seen: np.ndarray, seconds: float, arguments: argparse.Namespace) -> None:
-    """The table: mean overlap over all photographs, with the standard error, and over those in the top five."""
-    rows = []
-    for label, overlaps in columns.items():
-        values = np.array(overlaps)
-        error = float(values.std(ddof=1) / np.sqrt(len(values)))
-        better = float((values > np.array(next(iter(columns.values())))).mean())
-        rows.append((label, float(values.mean()), error, float(values[seen].mean()), better))
+    """The table: mean overlap with its standard error, the same of the paired difference to the box, and the mean over
+    the photographs with a class of the category in the top five."""
     counts = f"n = {len(seen)}, of which {int(seen.sum())} have a class of the category in the top five"
     print(f"{arguments.model}: {counts}; {seconds:.0f} s")
-    for label, mean, error, top, better in sorted(rows, key=lambda row: -row[1]):
-        print(f"{label:36s} {mean:.3f} ± {error:.3f}   top five {top:.3f}   better than the box {100 * better:.0f} %")
+    box = np.array(next(iter(columns.values())))
+    for label, overlaps in sorted(columns.items(), key=lambda item: -np.mean(item[1])):
+        values = np.array(overlaps)
+        more, top = described(values - box), values[seen].mean()
+        print(f"{label:36s} {described(values)}   less the box {more}   top five {top:.3f}")
     if arguments.out:
-        names = ("label", "mean", "error", "top_five", "better_than_box")
-        arguments.out.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2))
+        arguments.out.write_text(json.dumps({"overlaps": columns, "top_five": seen.tolist()}, indent=2))
+
+
+def described(values: np.ndarray) -> str:
+    """The mean and its standard error."""
+    return f"{values.mean():+.3f} ± {values.std(ddof=1) / np.sqrt(len(values)):.3f}"
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def weak_segmentation(
         n_iterations: 1 cuts once with the seeds' models, as the paper; more refit them to the last cut (Rother,
             Kolmogorov and Blake 2004).
         longest: side to which larger images are reduced for the cut; the mask is enlarged again.
-        seed: of the mixtures' first clusters. Neither NumPy's, torch's nor OpenCV's generators are touched.
+        seed: of the mixtures' first clusters; where colours are many, masks depend on it. Neither NumPy's, torch's nor
+            OpenCV's generators are touched.
 
     Cost: no pass of the network; some tenths of a second of OpenCV.
 

@@ -240,3 +240,12 @@ def test_a_photograph_by_two_methods() -> None:
         assert 0.02 < found.mask.mean() < 0.98
         x0, y0, x1, y1 = found.box
         assert found.mask[y0:y1, x0:x1].sum() == found.mask.sum()
+
+
+def test_the_seed_decides_where_colours_are_many() -> None:
+    pytest.importorskip("skimage")
+    picture = np.array(sample_image("coffee").resize((150, 100)))
+    saliency = spot((100, 150), 50, 75, 30) + 0.3 * np.random.default_rng(3).random((100, 150))
+    areas = [int(weak_segmentation(picture, saliency, seed=seed).mask.sum()) for seed in (0, 0, 1, 2, 3)]
+    assert areas[0] == areas[1]
+    assert len(set(areas)) > 1
