@@ -69,6 +69,13 @@ class UncoveredOperationError(BacklightError, NotImplementedError):
     """
 
 
+class DifferentiabilityError(BacklightError, ValueError):
+    """An explanation that cannot be differentiated in the input, or whose derivative is zero wherever it exists.
+
+    Fix: another method; smoothed activations (`beta`) where a network of ReLUs makes the map piecewise constant.
+    """
+
+
 class NonFiniteError(BacklightError, ArithmeticError):
     """An attribution has NaN or infinite entries. Fix: bfloat16 or float32 in place of float16, or another target."""
 

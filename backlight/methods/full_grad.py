@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from backlight.engine.adjoint import Phase
+from backlight.engine.adjoint import Phase, alias
 from backlight.engine.attribution import Attribution, attribute
 from backlight.engine.paths import Inputs
 from backlight.engine.rules import Call, RuleSet, needs_gradient
@@ -199,7 +199,7 @@ def _at_zero(call: Call) -> Tensor | None:
 def _of_tangent(call: Call) -> Tensor:
     """a(z) - a'(z) z: where the tangent of an activation meets the axis."""
     again = call.run.phase.differentiable
-    z = call.input if again else call.input.detach().requires_grad_()
+    z = alias(call.input) if again else call.input.detach().requires_grad_()  # an alias: the input's hook is not to run
     with torch.enable_grad():
         y = call.on(z)
         (slope,) = torch.autograd.grad(y.sum(), z, create_graph=again)
