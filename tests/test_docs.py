@@ -13,7 +13,9 @@ from backlight.errors import BacklightError
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-@pytest.mark.parametrize("name", ["attn-lrp.md", "engine.md", "rules.md", "class-activation.md", "baselines.md", "simonyan.md"])
+@pytest.mark.parametrize(
+    "name", ["attn-lrp.md", "engine.md", "rules.md", "class-activation.md", "baselines.md", "simonyan.md"]
+)
 def test_python_blocks_run(name: str) -> None:
     try:
         backlight.load("efficientnet_lite0")
