@@ -48,7 +48,7 @@ def read_average(call: Call, y: Tensor) -> Layer | None:
     x = call.input
     rank = x.ndim - 2
     if "adaptive" in call.function.__name__:
-        window = _adaptive(x, y)
+        window = _adaptive(x, space(y))
         return None if window is None else Layer(window, space(y), factor=1 / window.taps)
     kernel = tuple_of(call.argument(1, "kernel_size"), rank)
     stride = tuple_of(call.argument(2, "stride") or kernel, rank)
@@ -61,24 +61,33 @@ def read_average(call: Call, y: Tensor) -> Layer | None:
     return Layer(window, space(y), factor=safe_ratio(mean, reached)[0])
 
 
-def read_pool(call: Call, y: Tensor) -> Pool | None:
-    """The pool of a `max_pool` or `adaptive_max_pool` call whose result is y; None where windows differ in size."""
-    x = call.input
+def max_pooled(call: Call, x: Tensor) -> tuple[Tensor, Pool] | None:
+    """(the pooled map, the pool) of a max-pool call on x; None where windows differ in size, or have three axes."""
     rank = x.ndim - 2
-    if "adaptive" in call.function.__name__:
-        window = _adaptive(x, y)
-        return None if window is None else Pool(window, False, space(y))
-    kernel = tuple_of(call.argument(1, "kernel_size"), rank)
-    stride = tuple_of(call.argument(2, "stride") or kernel, rank)
-    padding = tuple((p, p) for p in tuple_of(call.argument(3, "padding", 0), rank))
-    window = Window(kernel, stride, tuple_of(call.argument(4, "dilation", 1), rank), padding)
-    return Pool(window, bool(call.argument(5, "ceil_mode", False)), space(y))
-
-
-def _adaptive(x: Tensor, y: Tensor) -> Window | None:
-    if any(n % m for n, m in zip(space(x), space(y), strict=True)):
+    if rank > 2:
         return None
-    kernel = tuple(n // m for n, m in zip(space(x), space(y), strict=True))
+    ceil = False
+    if "adaptive" in call.function.__name__:
+        window = _adaptive(x, tuple_of(call.argument(1, "output_size"), rank))
+        if window is None:
+            return None
+    else:
+        kernel = tuple_of(call.argument(1, "kernel_size"), rank)
+        stride = tuple_of(call.argument(2, "stride") or kernel, rank)
+        padding = tuple((p, p) for p in tuple_of(call.argument(3, "padding", 0), rank))
+        window = Window(kernel, stride, tuple_of(call.argument(4, "dilation", 1), rank), padding)
+        ceil = bool(call.argument(5, "ceil_mode", False))
+    pool = F.max_pool1d if rank == 1 else F.max_pool2d
+    around = [before for before, _ in window.padding]
+    y, winners = pool(x, window.kernel, window.stride, around, window.dilation, ceil, return_indices=True)
+    return y, Pool.won(window, space(x), winners)
+
+
+def _adaptive(x: Tensor, out: tuple[int | None, ...]) -> Window | None:
+    wanted = [n if m is None else m for n, m in zip(space(x), out, strict=True)]
+    if any(n % m for n, m in zip(space(x), wanted, strict=True)):
+        return None
+    kernel = tuple(n // m for n, m in zip(space(x), wanted, strict=True))
     return Window(kernel, kernel, (1,) * len(kernel), ((0, 0),) * len(kernel))
 
 
@@ -118,8 +127,13 @@ def with_share(back: Tensor, x: Tensor, amounts: Tensor) -> Tensor:
 def _weights_part(layer: Layer, x: Tensor, g: Tensor) -> Tensor:
     """The vector-Jacobian product of the layer without its biases."""
     assert layer.weight is not None
-    if layer.scale is not None:
-        g = g * layer.scale.reshape(-1, *(1,) * len(space(g))).to(g.dtype)
+    weight = layer.weight.to(g.dtype)
+    if layer.scale is not None:  # whichever is smaller is scaled
+        scale = layer.scale.to(g.dtype)
+        if weight.numel() < g.numel():
+            weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+        else:
+            g = g * scale.reshape(-1, *(1,) * len(space(g)))
     w, size = layer.window, layer.pool.out if layer.pool else space(x)
     even = all(a == b for a, b in w.padding)
     pads = [p for pair in reversed(w.padding) for p in pair]
@@ -127,12 +141,12 @@ def _weights_part(layer: Layer, x: Tensor, g: Tensor) -> Tensor:
     like = x if whole == space(x) else x.new_empty(len(x), x.shape[1], *whole)
     padding = [before if even else 0 for before, _ in w.padding]
     back: Tensor = torch.ops.aten.convolution_backward(
-        g, like.to(g.dtype), layer.weight.to(g.dtype), None, w.stride, padding, w.dilation, False, [0] * len(size),
+        g, like.to(g.dtype), weight, None, w.stride, padding, w.dilation, False, [0] * len(size),
         layer.groups, [True, False, False],
     )[0]  # fmt: skip
     back = back if even else F.pad(back, [-p for p in pads])
     if layer.pool is None:
         return back
-    _, winners, _ = layer.pool.winners(x)
+    assert layer.pool.winners is not None
     flat = back.new_zeros(*x.shape[:2], math.prod(space(x)))
-    return flat.scatter_add(2, winners.flatten(2), back.flatten(2)).view_as(x)
+    return flat.scatter_add(2, layer.pool.winners.flatten(2), back.flatten(2)).view_as(x)

@@ -10,8 +10,8 @@ is the ordinary vector-Jacobian product of the segment, so that at an activation
 The bias of a layer adds a_i rho_i / <a_i, a_i> to what its source receives, rho_i being the part of <b, g> that falls
 to position i. Where the paper is silent:
 
-- *Nodes*, where relevance is pooled over channels, are activations, sums and concatenations of several signals, and the
-  input of a layer with a window where another such layer came before it without a node in between.
+- *Nodes*, where relevance is pooled over channels, are activations, sums and concatenations of several signals, and
+  whatever else a layer with a window reads.
 - Gates (squeeze-and-excitation) and the statistics of group and instance norms are held.
 - After the last node begins the head. It is differentiated as it is, and Grad-CAM gives the relevance of the last node.
 """
@@ -33,8 +33,8 @@ from backlight.engine.rules import Call, Mark, Rule, RuleSet, needs_gradient
 from backlight.engine.sites import INPUT
 from backlight.errors import UncoveredOperationError, UnknownNameError
 from backlight.rules.affine import (
+    max_pooled,
     read_convolution,
-    read_pool,
     space,
     with_share,
 )
@@ -139,6 +139,10 @@ class Sharing:
         self.origins[y] = Origin(frozenset((number,)), number)
         return y
 
+    def at_node(self, call: Call, x: Tensor) -> Tensor:
+        """x, as a node: what a layer with a window reads."""
+        return x if self.origin(x).node is not None else self.node(call, x, [x], same)
+
     def _parents(self, call: Call, known: list[Origin]) -> frozenset[int]:
         left = next((origin.left for origin in known if origin.left), None)
         if left is not None:
@@ -229,8 +233,8 @@ class Sharing:
         if origin.pool is not None:
             source, pool = origin.pool
             layer = changed(layer, pool=pool)
-        elif origin.windowed and not layer.window.pointwise:
-            source = self.node(call, x, [x], same)
+        elif not layer.window.pointwise:
+            source = self.at_node(call, x)
         return self.layered(call, source, layer, y, lambda z: call.on(_pooled(layer.pool, z)))
 
     def layered(
@@ -279,22 +283,28 @@ class Sharing:
         return self.made(call.adjoint(vjp), x)
 
     def average(self, call: Call) -> Any:
-        x, result = call.input, call.original()
-        if positions(result) and self.origin(x).windowed:
-            x = self.node(call, x, [x], same)
-            result = call.on(x)
-        return self.made(result, x, windowed=positions(result))
+        result = call.original()
+        if not positions(result):
+            return self.made(result, call.input)
+        source = self.at_node(call, call.input)
+        return self.averaged(call, source, result if source is call.input else call.on(source))
+
+    def averaged(self, call: Call, source: Tensor, result: Tensor) -> Tensor:
+        averaged: Tensor = self.made(result, source, windowed=True)
+        return averaged
 
     def max_pool(self, call: Call) -> Any:
         x = call.input
         if not positions(x):
             return self.made(call.original(), x)
-        if self.origin(x).windowed:
-            x = self.node(call, x, [x], same)
-        result = call.on(x)
-        y = result[0] if isinstance(result, tuple) else result
-        pool = read_pool(call, y) if positions(y) else None
-        return self.made(result, x, windowed=True, pool=None if pool is None else (x, pool))
+        x = self.at_node(call, x)
+        found = max_pooled(call, x)
+        if found is None:
+            return self.made(call.on(x), x, windowed=True)
+        y, pool = found
+        self.made(y, x, windowed=True, pool=(x, pool))
+        several = call.function.__name__.endswith("_with_indices") or call.kwargs.get("return_indices") is True
+        return (y, pool.winners) if several else y
 
     def passing(self, call: Call) -> Any:
         signals = _signals(call)
@@ -312,10 +322,8 @@ class Sharing:
 
     def move(self, call: Call, x: Tensor, result: Any) -> Any:
         """Positions padded, cut or turned: like a layer with a window."""
-        if self.origin(x).windowed:
-            x = self.node(call, x, [x], same)
-            result = call.on(x)
-        return self.made(result, x, windowed=True)
+        source = self.at_node(call, x)
+        return self.made(result if source is x else call.on(source), source, windowed=True)
 
     def outside(self, call: Call) -> Any:
         signals = _signals(call)
@@ -359,7 +367,7 @@ def _bound(call: Call) -> Callable[[Tensor], Tensor]:
 
 
 def _pooled(pool: Pool | None, x: Tensor) -> Tensor:
-    return x if pool is None else pool.winners(x)[0]
+    return x if pool is None else pool.pooled(x)
 
 
 def _call_on(call: Call, x: Tensor) -> Tensor:

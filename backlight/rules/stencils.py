@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backlight.engine.adjoint import replace_adjoint
 from backlight.engine.rules import Call, needs_gradient
 from backlight.rules.affine import inner, read_average, space
 from backlight.rules.pfv import Origin, Sharing, positions
 from backlight.rules.relevance_flow import Node, same
-from backlight.rules.windows import Layer, Window, safe_ratio
+from backlight.rules.windows import Layer, Pool, Window, safe_ratio
 from backlight.shapes import Float, Int
 
 
@@ -139,7 +140,8 @@ class Stencils(Sharing):
         if base.layer is None:
             return Edge(base.source, size, inner(value, q).to(x.dtype), index=base.index)
         layer = base.layer
-        shape = changed(layer, weight=None, scale=None, constant=None)
+        pool = layer.pool and Pool(layer.pool.window, layer.pool.out)
+        shape = changed(layer, weight=None, scale=None, constant=None, pool=pool)
         if layer.single and layer.weight is not None:
             if self.flow.bias == "drop":
                 ratios = layer.products(x, q)
@@ -153,9 +155,11 @@ class Stencils(Sharing):
                 ratios = ratios + layer.shared(x, amounts, self.flow.bias == "uniform")
         return Edge(base.source, size, ratios, shape)
 
-    def _at_node(self, call: Call, x: Tensor) -> Tensor:
-        """x, as a node: what a layer with a window reads."""
-        return x if self.origin(x).node is not None else self.node(call, x, [x], same)
+    def _start(self, y: Tensor, call: Call) -> Tensor:
+        """y, where a segment starts: what comes before it has no part in the ratios of the segment."""
+        flow = self.flow
+        answer: Tensor = replace_adjoint(y, same, lambda z, _, g: None if flow.building else g, "", call.run.phase)
+        return answer
 
     def layered(
         self, call: Call, source: Tensor, layer: Layer, y: Tensor, function: Callable[[Tensor], Tensor]
@@ -163,34 +167,32 @@ class Stencils(Sharing):
         if layer.window.pointwise and layer.pool is None:
             return super().layered(call, source, layer, y, function)
         if layer.pool is None:
-            source = self._at_node(call, source)
+            source = self.at_node(call, source)
         origin = self.origin(source)
         assert origin.node is not None
-        answer = super().layered(call, source, layer, y, function)
+        made = super().layered(call, source, layer, y, function)
+        answer = self._start(made, call)
         base = Base(answer, origin.node, source, layer)
-        self.origins[answer] = changed(self.origins[answer], bases=(base,))
+        self.origins[answer] = changed(self.origins[made], bases=(base,))
         return answer
 
-    def average(self, call: Call) -> Any:
-        result = super().average(call)
-        if not positions(result):
-            return result
-        source = self._at_node(call, call.input)
-        result = call.on(source)
+    def averaged(self, call: Call, source: Tensor, result: Tensor) -> Tensor:
         return self._based(result, source, read_average(call, result), call)
 
     def max_pool(self, call: Call) -> Any:
         if not positions(call.input):
             return super().max_pool(call)
-        source = self._at_node(call, call.input)
+        source = self.at_node(call, call.input)
         result = super().max_pool(changed(call, args=(source, *call.args[1:])))
         y = result[0] if isinstance(result, tuple) else result
-        pool = self.origins[y].pool if y in self.origins else None
+        if not positions(y):
+            return result
+        pool = self.origins[y].pool
         rank = len(space(y))
         window = Window((1,) * rank, (1,) * rank, (1,) * rank, ((0, 0),) * rank)
         layer = None if pool is None else Layer(window, space(y), pool=pool[1])
-        self._based(y, source, layer, call)
-        return result
+        y = self._based(y, source, layer, call)
+        return (y, *result[1:]) if isinstance(result, tuple) else y
 
     def _based(self, y: Tensor, source: Tensor, layer: Layer | None, call: Call) -> Tensor:
         """Note that y is what a layer without weights makes of a node."""
@@ -201,20 +203,22 @@ class Stencils(Sharing):
         )
         fresh = Origin(origin.parents, windowed=True, left=left) if known is None else changed(known, left=left)
         assert origin.node is not None
-        self.origins[y] = changed(fresh, bases=(Base(y, origin.node, source, layer),))
-        return y
+        answer = self._start(y, call)
+        self.origins[answer] = changed(fresh, bases=(Base(answer, origin.node, source, layer),))
+        return answer
 
     def move(self, call: Call, x: Tensor, result: Any) -> Any:
-        source = self._at_node(call, x)
+        source = self.at_node(call, x)
         result = call.on(source)
         index = None if call.operation in ("interpolate", "upsample") else _index(call, source, result)
         if index is None:
             return self.leave(call, result, [source])
         origin = self.origin(source)
         assert origin.node is not None
-        base = Base(result, origin.node, source, index=index)
-        self.origins[result] = Origin(origin.parents, windowed=True, bases=(base,))
-        return result
+        answer = self._start(result, call)
+        base = Base(answer, origin.node, source, index=index)
+        self.origins[answer] = Origin(origin.parents, windowed=True, bases=(base,))
+        return answer
 
 
 def _index(call: Call, x: Tensor, result: Any) -> Int[Tensor, "*space"] | None:

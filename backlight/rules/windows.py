@@ -98,24 +98,33 @@ class Window:
 
 @dataclass(frozen=True)
 class Pool:
-    """A max-pool before a layer: its window, and the size of the pooled map."""
+    """A max-pool before a layer: its window, the size of the pooled map, and what won there.
+
+    `winners`: the flat source position of each maximum; `places`: its place in the window; None where only the geometry
+    matters.
+    """
 
     window: Window
-    ceil: bool
     out: tuple[int, ...]
+    winners: Int[Tensor, "N C *out"] | None = None
+    places: Int[Tensor, "N C *out"] | None = None
 
-    def winners(self, x: Tensor) -> tuple[Tensor, Int[Tensor, "N C *out"], Int[Tensor, "N C *out"]]:
-        """(the pooled map, the flat source position that won, its place in the window)."""
-        w, size = self.window, tuple(x.shape[2:])
-        pool = F.max_pool1d if len(size) == 1 else F.max_pool2d
-        padding = [before for before, _ in w.padding]
-        values, source = pool(x, w.kernel, w.stride, padding, w.dilation, self.ceil, return_indices=True)
-        rest, place, unit = source, torch.zeros_like(source), 1
+    @classmethod
+    def won(cls, window: Window, size: tuple[int, ...], winners: Int[Tensor, "N C *out"]) -> Pool:
+        """Of the flat source positions that a pooling of maps of this size gives."""
+        out = tuple(winners.shape[2:])
+        rest, places, unit = winners, torch.zeros_like(winners), 1
         for axis in reversed(range(len(size))):
-            target = torch.arange(self.out[axis], device=x.device).reshape(-1, *(1,) * (len(size) - 1 - axis))
-            offset = (rest % size[axis] + padding[axis] - target * w.stride[axis]) // w.dilation[axis]
-            place, unit, rest = place + offset * unit, unit * w.kernel[axis], rest // size[axis]
-        return values, source, place
+            target = torch.arange(out[axis], device=winners.device).reshape(-1, *(1,) * (len(size) - 1 - axis))
+            offset = rest % size[axis] + window.padding[axis][0] - target * window.stride[axis]
+            places = places + offset // window.dilation[axis] * unit
+            unit, rest = unit * window.kernel[axis], rest // size[axis]
+        return cls(window, out, winners, places)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """The pooled map of x: x at the winners."""
+        assert self.winners is not None
+        return x.flatten(2).gather(2, self.winners.flatten(2)).view_as(self.winners)
 
 
 @dataclass(frozen=True)
@@ -150,9 +159,9 @@ class Layer:
         if self.pool is None:
             yield x
             return
-        values, _, place = self.pool.winners(x)
+        values = self.pool.pooled(x)
         for n in range(self.pool.window.taps):
-            yield values * (place == n)
+            yield values * (self.pool.places == n)
 
     def norms(self, x: Tensor) -> Float[Tensor, "N T *out"]:
         """|u_h(j)| for every tap; places of the pool's window first."""
