@@ -63,18 +63,20 @@ class LRP(Method):
             InputError: inputs outside of the z-box; a site between the input and such a first layer.
         """
         chosen = self.composite if isinstance(self.composite, Composite) else named_composite(self.composite)
-        record = None if chosen.first is None else InputRelevance()
-        given = inputs if isinstance(inputs, tuple) else (inputs,)
+        if chosen.first is None:
+            return super().explain(inputs, target, sites=sites, bias=bias, **settings)
+        given, record = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), InputRelevance()
         wanted = resolve_sites(sites, given)
         # the first layer is known from what becomes of the input
-        leaves = [name for name, x in zip(input_sites(given), given, strict=True) if record and x.is_floating_point()]
-        found = attribute(
-            self.model, inputs, target, rules=self._rules(record), path=self.path(),
-            sites=tuple(dict.fromkeys((*wanted, *leaves))), readout="value" if record is None else record.read,
-            bias=bias, strict=self.strict, **settings,
-        )  # fmt: skip
-        if record is not None:
-            self._close(found, record, wanted, leaves)
+        leaves = [name for name, x in zip(input_sites(given), given, strict=True) if x.is_floating_point()]
+        try:
+            found = attribute(
+                self.model, inputs, target, rules=self._rules(record), path=self.path(), readout=record.read,
+                sites=tuple(dict.fromkeys((*wanted, *leaves))), bias=bias, strict=self.strict, **settings,
+            )  # fmt: skip
+        finally:
+            record.clear()
+        self._close(found, record, wanted, leaves)
         return found
 
     def _close(self, found: Attribution, record: InputRelevance, wanted: tuple[str, ...], leaves: list[str]) -> None:

@@ -158,14 +158,18 @@ class InputRelevance:
 
     def __init__(self) -> None:
         self.answered = 0
-        self._phase: Any = None
+        self.clear()
+
+    def clear(self, phase: Any = None) -> None:
+        """Let go of every tensor: graphs refer to this object, and would never be freed if it referred to them."""
+        self._phase = phase
         self._terms: list[tuple[Tensor, Tensor]] = []
         self._between: list[Tensor] = []
 
     def rule(self, inner: InputRule, call: Call) -> AffineRule:
         """The rule of a layer that gets the model's input."""
         if call.run.phase is not self._phase:
-            self._phase, self._terms, self._between = call.run.phase, [], []
+            self.clear(call.run.phase)
         self.answered += 1
         self._between += [x for x, known in call.run.marks.items() if known.kind == "input" and known.source is not x]
         mark = call.run.marks[call.input]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import cache
 
@@ -365,6 +367,30 @@ def test_a_composite_of_one_s_own() -> None:
     assert not torch.allclose(
         method("LRP")(model, composite=own).attribute(x, 1), method("LRP")(model, composite=half).attribute(x, 1)
     )
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_a_composite_keeps_nothing_alive(name: str, graph: bool) -> None:
+    model, x = network(biases=True), images()
+    seen: list[weakref.ref] = []
+    handles = [
+        module.register_forward_hook(lambda m, args, y: seen.append(weakref.ref(y)))
+        for module in model
+        if not isinstance(module, nn.Flatten)
+    ]
+    gc.collect()
+    gc.disable()  # graphs go by themselves, without the collector
+    try:
+        found = method("LRP")(model, composite=name).attribute(x.clone().requires_grad_(), 1, create_graph=graph)
+        assert found.requires_grad == graph
+        del found
+        assert len(seen) == 13
+        assert [ref for ref in seen if ref() is not None] == []
+    finally:
+        gc.enable()
+        for handle in handles:
+            handle.remove()
 
 
 # real networks
