@@ -4,11 +4,14 @@
         [--size 128] [--pairs 2] [--n-steps 100] [--preset paper] [--methods Saliency ...] [--out FILE]
 
 Each photograph of a pair is explained for its own largest logit; the first is changed until its map is that of the
-second. Without a folder the sample photographs are taken. Columns: PCC and SSIM of the maps before and after (`moved`:
-low where the attack succeeds), of the map after and the one aimed at (`reached`: high where it succeeds), what the
-latter was before (`apart`), the share of the gap in PCC that was closed, the largest change of a channel in 1/255, the
-mean squared change in units of the input, the largest change of a logit, the probability of the class before and after,
-whether it is still the largest, and the seconds of a step. Numbers are means over pairs.
+second. Without a folder the sample photographs are taken. Columns, means over pairs:
+
+- `moved`: PCC and SSIM of the maps before and after, low where the attack succeeds; `noise`: the same PCC where the
+  image is changed by Gaussian noise of the same mean square;
+- `reached`: of the map after and the one aimed at, high where it succeeds; `apart`: of the latter and the map before;
+  `closed`: the share of that gap in PCC that was closed;
+- the largest change of a channel in 1/255, the mean squared change in units of the input, the largest change of a
+  logit, the probability of the class before and after, whether it is still the largest, steps, seconds a step.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from torch import Tensor
 
 import backlight
 from backlight.data import read_image, sample_image
-from backlight.methods import method
-from backlight.robustness import PRESETS, Manipulation, manipulate
+from backlight.methods import Method, method
+from backlight.robustness import PRESETS, Manipulation, manipulate, pearson
 
 METHODS: dict[str, dict[str, Any]] = {
     "Saliency": {},
@@ -39,8 +42,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 SAMPLES = ["chelsea", "coffee", "rocket", "astronaut", "coffee", "chelsea", "astronaut", "rocket"]
 COLUMNS = (
-    "moved pcc", "moved ssim", "reached pcc", "reached ssim", "apart pcc", "apart ssim", "closed", "change/255", "mse",
-    "logit change", "p before", "p after", "top-1 kept", "steps", "s/step",
+    "moved pcc", "moved ssim", "noise pcc", "reached pcc", "reached ssim", "apart pcc", "apart ssim", "closed",
+    "change/255", "mse", "logit change", "p before", "p after", "top-1 kept", "steps", "s/step",
 )  # fmt: skip
 
 
@@ -56,13 +59,20 @@ def pictures(folder: Path | None, count: int) -> list[Any]:
     return [read_image(path) for path in files[:count]]
 
 
-def row(found: Manipulation, seconds: float) -> dict[str, float]:
+def under_noise(explainer: Method, found: Manipulation) -> Tensor:
+    """PCC of the map before, and the map of the image with noise of the size of the attack's change."""
+    noise = torch.randn(found.original.shape, generator=torch.Generator().manual_seed(0))
+    noisy = found.original + noise * found.mse.sqrt().reshape(-1, 1, 1, 1)
+    return pearson(found.before, found.attack.reduced(explainer.explain(noisy, found.target).value))
+
+
+def row(found: Manipulation, noise: Tensor, seconds: float) -> dict[str, float]:
     """The figures of one pair."""
     moved, reached, apart = found.moved, found.reached, found.apart
     before, after = found.prediction.probability
     closed = 1 - (1 - reached.pcc) / (1 - apart.pcc)
     values = (
-        moved.pcc, moved.ssim, reached.pcc, reached.ssim, apart.pcc, apart.ssim, closed,
+        moved.pcc, moved.ssim, noise, reached.pcc, reached.ssim, apart.pcc, apart.ssim, closed,
         255 * found.largest_change.amax(), found.mse, found.prediction.largest, before, after,
         found.prediction.kept.double(), found.steps.double(), seconds,
     )  # fmt: skip
@@ -83,7 +93,8 @@ def attack_pair(name: str, loaded: Any, x: Tensor, other: Tensor, settings: dict
     start = time.perf_counter()
     explainer = method(name)(loaded.model, **METHODS.get(name, {}))
     found = manipulate(explainer, x, other, preprocessing=loaded.preprocessing, **settings)
-    return row(found, (time.perf_counter() - start) / int(found.steps.max()))
+    seconds = (time.perf_counter() - start) / int(found.steps.max())
+    return row(found, under_noise(explainer, found), seconds)
 
 
 def main() -> None:

@@ -92,6 +92,8 @@ def _check(method: Any, x: Any, x_target: Any, target_map: Any) -> None:
         raise DifferentiabilityError(f"{name} comes from another library: its maps have no derivative in the input")
     if not isinstance(x, Tensor) or x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
         raise InputError("x is a tensor of images, [N, ...], of floating-point numbers")
+    if x.dtype in (torch.float16, torch.bfloat16):
+        raise InputError(f"{x.dtype} does not resolve the steps of an attack: give x and the model in float32")
     if (x_target is None) == (target_map is None):
         raise InputError("either x_target, another image, or target_map, a map, is aimed at: give one of them")
     if x_target is not None and (x_target.shape[1:] != x.shape[1:] or len(x_target) not in (1, len(x))):

@@ -254,6 +254,8 @@ def test_wrong_requests_are_errors() -> None:
         manipulate(saliency, x, target_map=-torch.rand(1, 16, 16), **UNIT)
     with pytest.raises(InputError, match=r"Saliency\(model\)"):
         _check("Saliency", x, other, None)
+    with pytest.raises(InputError, match="float32"):
+        manipulate(saliency, x.bfloat16(), other, **UNIT)
     with pytest.raises(InputError, match="internal_batch_size"):
         manipulate(saliency, x, other, internal_batch_size=-1, **UNIT)
 
