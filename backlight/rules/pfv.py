@@ -57,7 +57,8 @@ def positions(value: Any) -> bool:
 class Origin:
     """What a tensor is made of: the nodes before it, and, where it is just that, a layer's value or a pool's.
 
-    `windowed`: a layer with a window lies between. `left`: the layer where the theory was left.
+    `windowed`: a layer with a window lies between. `left`: the layer where the theory was left. `total`: of a node that
+    is a sum or concatenation, the sum before it became one.
     """
 
     parents: frozenset[int]
@@ -66,6 +67,7 @@ class Origin:
     layer: tuple[Tensor, Layer, Callable[[Tensor], Tensor]] | None = None
     pool: tuple[Tensor, Pool] | None = None
     left: str | None = None
+    total: Tensor | None = None
     bases: tuple[Any, ...] = ()  # of a stencil
 
 
@@ -133,10 +135,13 @@ class Sharing:
         known = [self.origin(x) for x in sources]
         node = Node(call.layer, call.operation, space(z), self._parents(call, known))
         number = self.flow.add(node, function, len(known) > 1)
-        vjp = self.flow.node(number, function)
+        of = known[0].node if len(known) == 1 and known[0].total is not None else None
+        vjp, raw = self.flow.node(number, function, of), z
+        if of is not None and known[0].total is not None:  # an activation of a sum shares as the sum would
+            z = known[0].total
         y: Tensor = replace_adjoint(z, function, vjp, "z" if function is same else "zy", call.run.phase)
         call.run.keep(y)
-        self.origins[y] = Origin(frozenset((number,)), number)
+        self.origins[y] = Origin(frozenset((number,)), number, total=raw if len(known) > 1 else None)
         return y
 
     def at_node(self, call: Call, x: Tensor) -> Tensor:

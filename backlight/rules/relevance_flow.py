@@ -61,8 +61,11 @@ class Flow:
         """Whether an operation belongs to the head, of which `last` was the last node when it ran."""
         return last >= self.last and not self.building
 
-    def node(self, number: int, function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-        """g_z = z R / <z, z>, R = <a, g_a>; Grad-CAM's R at the last node; the true derivative in the head."""
+    def node(self, number: int, function: Callable[[Tensor], Tensor], of: int | None = None) -> Callable[..., Any]:
+        """g_z = z R / <z, z>, R = <a, g_a>; Grad-CAM's R at the last node; the true derivative in the head.
+
+        `of`: the node that z is the value of, where this one stands for both.
+        """
 
         def vjp(z: Tensor, y: Tensor | None, cotangent: Tensor) -> Tensor | None:
             y = z if y is None else y
@@ -73,8 +76,8 @@ class Flow:
                 self.kept, self.wanted = {}, self._wanted()
             else:
                 relevance = inner(y, cotangent)
-            for name in self.wanted.get(number, ()):
-                self.kept[name] = relevance
+            for name in (*self.wanted.get(number, ()), *self.wanted.get(-1 if of is None else of, ())):
+                self.kept[name] = self.kept[name] + relevance if name in self.kept else relevance
             if number in self.wanted and INPUT not in self.wants and len(self.wanted) == 1:
                 return None  # nothing before it was asked for
             return z * safe_ratio(relevance, inner(z, z)).to(z.dtype)
