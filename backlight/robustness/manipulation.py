@@ -218,12 +218,7 @@ class _Course:
             loss = self.attack.distance(self.attack.reduced(found.value), aim[rows])
             (gradient,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True, materialize_grads=True)
         if first:
-            still = (gradient == 0).flatten(1).all(1) & (loss.detach() > 0)
-            if bool(still.any()):
-                which = rows[still.cpu()].tolist()
-                empty = bool((found.value.detach()[still] == 0).all())
-                what = "is zero" if empty else "has a derivative of zero everywhere"
-                raise DifferentiabilityError(self._reason(found, f"{what} (images {which})"))
+            self._check_direction(found, gradient, loss.detach(), rows)
         return gradient, loss.detach()
 
     def _of_output(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,10 +233,19 @@ class _Course:
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         return gradient, loss.detach()
 
+    def _check_direction(self, found: Attribution, gradient: Tensor, loss: Tensor, rows: Tensor) -> None:
+        """Raise where the derivative of a map is zero: to an optimiser, the most robust of all methods."""
+        still = (gradient == 0).flatten(1).all(1)
+        if not bool(still.any()):
+            return
+        which = f"(images {rows[still.cpu()].tolist()})"
+        if bool((found.value.detach()[still] == 0).all()):
+            raise DifferentiabilityError(f"the map of {type(self.method).__name__} is zero {which}: nothing to attack")
+        what = "is the one aimed at" if bool((loss[still] == 0).all()) else "has a derivative of zero everywhere"
+        raise DifferentiabilityError(self._reason(found, f"{what} {which}"))
+
     def _reason(self, found: Attribution, what: str) -> str:
         text = f"the map of {type(self.method).__name__} {what}: there is no direction to attack it in"
-        if "is zero" in what:
-            return text
         if self.smoothed is None and is_kinked(found.coverage):
             return f"{text}; the map of a ReLU network is piecewise constant: pass beta=(10, 100)"
-        return f"{text}; its rules do not look at the input"
+        return f"{text}; its rules do not look at the input, or both images are explained alike"
