@@ -247,7 +247,7 @@ class GateRule:
         name, parameters = read
         if name == "relu" and not self.temperature:
             return call.original()  # the hard gate of ReLU is its derivative
-        result = call.adjoint(self.product(name, parameters, call.run.samples))
+        result = call.adjoint(self.product(name, parameters, call.run.samples, call.kwargs.get("beta")))
         offset = ACTIVATIONS[name].offset(*parameters)
         result = call.run.bias(result, lambda: offset) if offset else result
         if name in ("sigmoid", "hardsigmoid"):
@@ -255,11 +255,17 @@ class GateRule:
         return result
 
     def product(
-        self, name: str, parameters: tuple[Any, ...], samples: int | None = None
+        self, name: str, parameters: tuple[Any, ...], samples: int | None = None, beta: float | None = None
     ) -> Callable[[Tensor, Any, Tensor], Tensor]:
-        """The vector-Jacobian product of an activation, in a batch of so many samples."""
+        """The vector-Jacobian product of an activation, in a batch of so many samples.
+
+        `beta`: of the softplus that stands in the place of a ReLU; the switch is then its derivative, sigma(beta z).
+        """
         activation = ACTIVATIONS[name]
         tau = self.temperature.get(activation.scale or "") if self.temperature else None
+        switch = activation.soft if activation.scale == "relu" else None
+        if tau is None and beta is not None and switch is not None:
+            return lambda z, y, cotangent: cotangent * switch(z, 1 / beta, logistic, *parameters)
         if activation.soft is None or tau is None:
             return lambda z, y, cotangent: cotangent * activation.gate(z, *parameters)
         soft, cdf = activation.soft, self.cdf

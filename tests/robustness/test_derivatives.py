@@ -59,6 +59,14 @@ def test_the_derivative_of_the_loss_is_its_difference_quotient(name: str, smooth
     assert abs(expected) > 1e-9
 
 
+@pytest.mark.parametrize("name", ["Saliency", "GuidedBackprop", "Pullback", "SoftPullback", "AttnLRP"])
+@pytest.mark.parametrize("activation", [nn.ReLU6, nn.LeakyReLU, nn.PReLU])
+def test_kinks_other_than_relus_are_differentiated(name: str, activation: type[nn.Module]) -> None:
+    got, expected = difference_quotient(made(name, Smoothed(convolutional(activation), 8.0)), images(1))
+    assert got == pytest.approx(expected, rel=2e-4, abs=1e-12)
+    assert abs(expected) > 1e-9
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_map_that_can_be_differentiated_is_the_map(name: str) -> None:
     explainer, x = made(name, convolutional(Soft)), images(2)

@@ -118,6 +118,27 @@ def test_rules_see_the_activation_they_know() -> None:
         ], name
 
 
+@pytest.mark.parametrize(
+    ("function", "gate"),
+    [
+        (F.relu, lambda z, step: step),
+        (F.relu6, lambda z, step: step * (6 / z.clamp(min=6))),
+        (nn.ReLU6(inplace=True), lambda z, step: step * (6 / z.clamp(min=6))),
+        (nn.LeakyReLU(0.2), lambda z, step: 0.2 + 0.8 * step),
+        (nn.PReLU(6).double(), lambda z, step: 0.25 + 0.75 * step),
+    ],
+)
+def test_a_hard_gate_is_smoothed_with_its_activation(
+    function: Callable[[Tensor], Tensor], gate: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    x, model = 8 * torch.randn(5, 4, dtype=torch.float64), Applied(function)
+    z = model.a(x)
+    assert (z > 6).any()
+    for smooth, step in ((Smoothed(model, BETA), torch.sigmoid(BETA * z)), (model, (z > 0).double())):
+        found = backlight.Pullback(smooth).attribute(x, 1)
+        assert torch.allclose(found, (model.b.weight[1] * gate(z, step)) @ model.a.weight, atol=1e-13)
+
+
 def test_what_rules_compute_is_not_smoothed() -> None:
     """LayerCAM takes positive parts of gradients and maps: of the softplus network, but hard ones."""
     x = images(2)
