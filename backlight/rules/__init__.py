@@ -16,6 +16,7 @@ from backlight.rules.clipped import DeconvnetRule, GuidedRule
 from backlight.rules.composites import lrp
 from backlight.rules.gates import GateFunction, GateRule, GLURule, gate_rules, logistic, module_gates, normal_cdf
 from backlight.rules.normalisation import MeanRule, NormalizeRule, NormRule
+from backlight.rules.pfv import srd
 from backlight.rules.pooling import PoolRule, excitation_routing, soft_routing
 from backlight.rules.products import CentreRule, PowerRule, ProductRule, QuotientRule, SpreadRule
 from backlight.rules.temperature import Relative, Temperature, TemperatureSetting, temperatures
@@ -102,6 +103,7 @@ RULE_SETS: dict[str, Callable[..., RuleSet]] = {
     "pullback": pullback,
     "soft_pullback": soft_pullback,
     "excitation_pullback": excitation_pullback,
+    "srd": srd,
     "attn_lrp": attn_lrp,
     "cp_lrp": cp_lrp,
     "lrp": lrp,
@@ -135,4 +137,5 @@ __all__ = [
     "pullback",
     "rule_set",
     "soft_pullback",
+    "srd",
 ]
