@@ -25,7 +25,8 @@ class SharingOperator:
     """What one forward pass says about how positions share relevance; nothing of the network is needed any more.
 
     `nodes`, in the order of the forward pass, and the `edges` from each to its sources. Layers go by the names of the
-    modules whose output a node is (`names`), or `input`, `@features` (the last feature map), `low` and `high`. Maps are `[N, *space]`, or `[N, B, *space]` for B at once.
+    modules whose output a node is (`names`), or `input`, `@features` (the last feature map), `low` and `high`. Maps are
+    `[N, *space]`, or `[N, B, *space]` for B at once.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class SharingOperator:
         Raises:
             UncoveredOperationError: a layer that leaves the theory.
             SiteError: no feature map on the way.
+            ModelError: the score reads several feature maps directly.
         """
         stencils = Stencils(flow)
         names: dict[str, int] = {}
@@ -58,6 +60,7 @@ class SharingOperator:
             leaf = x.detach().requires_grad_()
             run.keep(leaf)
             outputs = output_tensor(model(leaf))
+            stencils.check_head(outputs)
         if not stencils.values:
             raise SiteError("the model has no feature map [N, C, *space] to start from")
         stencils.origins.clear()
@@ -90,7 +93,9 @@ class SharingOperator:
     def seed(self, target: Any = None) -> Float[Tensor, "N *space"]:
         """The relevance of the last feature map for a target: one backward pass through the head."""
         scores = self.target(target)(self.outputs)
-        gradient = torch.autograd.grad(scores.sum(), self.features, retain_graph=True)[0]
+        (gradient,) = torch.autograd.grad(scores.sum(), self.features, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            raise SiteError("the score does not depend on the last feature map")
         return self.flow.head(self.features.detach(), gradient)[:, 0]
 
     def relevance(self, seed: Tensor, to: str = INPUT, at: str = FEATURES) -> Tensor:

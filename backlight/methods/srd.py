@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backlight.engine.attribution import Attribution, attribute
 from backlight.engine.paths import Inputs
@@ -75,6 +77,7 @@ class SRD(Method):
         Raises:
             UncoveredOperationError: a layer that leaves the theory.
             SiteError: a site whose output is no feature map that relevance is defined for.
+            ModelError: the score reads several feature maps directly.
             InputError: several inputs.
         """
         if not isinstance(inputs, Tensor):
@@ -84,7 +87,7 @@ class SRD(Method):
         wants = (self.resolution,) if sites == INPUT else (sites,) if isinstance(sites, str) else tuple(sites)
         relevance = _Relevance(Sharing(Flow(class_activation(self.head == "clamped"), self.bias, wants)))
         layers = [want for want in wants if want not in RESOLUTIONS]
-        with edited(self.model, {layer: relevance.naming(layer) for layer in layers}):
+        with edited(self.model, {layer: relevance.naming(layer) for layer in layers}), relevance.checked(self.model):
             found = attribute(
                 self.model, inputs, self.target(target), rules=relevance.sharing.rules(), readout=relevance.read,
                 strict=self.strict, **settings,
@@ -126,6 +129,15 @@ class _Relevance:
             return value
 
         return note
+
+    @contextmanager
+    def checked(self, model: nn.Module) -> Iterator[None]:
+        """See to it that the score is read from the last feature map alone."""
+        handle = model.register_forward_hook(lambda module, args, outputs: self.sharing.check_head(outputs))
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def read(self, value: Tensor, cotangent: Tensor, difference: Tensor) -> Tensor:
         """The readout: the relevance of the input; the others were kept on the way."""

@@ -112,7 +112,7 @@ def channel_sum(
     return (row @ x.flatten(2)).unflatten(1, space(x))[:, None]
 
 
-def inner(a: Float[Tensor, "N C *space"], b: Float[Tensor, "N C *space"]) -> Float[Tensor, "N 1 *space"]:
+def inner(a: Float[Tensor, "N C *space"], b: Float[Tensor, "N C *#space"]) -> Float[Tensor, "N 1 *space"]:
     """<a_i, b_i> at every position, in single precision at least: half overflows."""
     wide = torch.promote_types(a.dtype, torch.float32)
     return channel_sum(a.to(wide) * b.to(wide))

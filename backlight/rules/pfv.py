@@ -27,12 +27,14 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from backlight.engine.adjoint import replace_adjoint
+from backlight.engine.adjoint import replace_adjoint, true_gradients
 from backlight.engine.operations import AFFINE, STRUCTURAL
 from backlight.engine.rules import Call, Mark, Rule, RuleSet, needs_gradient
 from backlight.engine.sites import INPUT
-from backlight.errors import UncoveredOperationError, UnknownNameError
+from backlight.engine.targets import output_tensor
+from backlight.errors import ModelError, TargetError, UncoveredOperationError, UnknownNameError
 from backlight.rules.affine import (
+    inner,
     max_pooled,
     read_convolution,
     space,
@@ -40,35 +42,9 @@ from backlight.rules.affine import (
 )
 from backlight.rules.gates import HAND_WRITTEN, GateRule, gate_rules, read_activation
 from backlight.rules.normalisation import read_norm
-from backlight.rules.relevance_flow import BIASES, Flow, Node, class_activation, same
-from backlight.rules.windows import Layer, Pool
-
-_MOVES = frozenset("pad constant_pad_nd getitem narrow index_select interpolate upsample".split())
-_TURNS = frozenset("flip fliplr flipud roll rot90".split())
-_SAME = frozenset("dropout contiguous clone alias requires_grad".split())  # the result is the input
-
-
-def positions(value: Any) -> bool:
-    """Whether something has PFVs: `[N, C, *space]` with more than one position."""
-    return isinstance(value, Tensor) and value.ndim >= 3 and value.shape[2:].numel() > 1
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a tensor is made of: the nodes before it, and, where it is just that, a layer's value or a pool's.
-
-    `windowed`: a layer with a window lies between. `left`: the layer where the theory was left. `total`: of a node that
-    is a sum or concatenation, the sum before it became one.
-    """
-
-    parents: frozenset[int]
-    node: int | None = None
-    windowed: bool = False
-    layer: tuple[Tensor, Layer, Callable[[Tensor], Tensor]] | None = None
-    pool: tuple[Tensor, Pool] | None = None
-    left: str | None = None
-    total: Tensor | None = None
-    bases: tuple[Any, ...] = ()  # of a stencil
+from backlight.rules.origins import SAME, Origin, bound, keeps_positions, moved, positions, signals_of, value_on
+from backlight.rules.relevance_flow import BIASES, Flow, Node, class_activation, held, same
+from backlight.rules.windows import Layer
 
 
 @dataclass
@@ -122,11 +98,31 @@ class Sharing:
         parents = frozenset[int]().union(*(origin.parents for origin in known))
         left = next((origin.left for origin in known if origin.left), None)
         bases = tuple({id(base): base for origin in known for base in origin.bases}.values())
+        held = changes.pop("held", frozenset()).union(*(origin.held for origin in known))
         fresh = {"windowed": any(origin.windowed for origin in known), "left": left, "bases": bases, **changes}
         for value in result if isinstance(result, (tuple, list)) else (result,):
             if needs_gradient(value):
-                self.origins[value] = Origin(parents, **fresh)
+                self.origins[value] = Origin(parents, held=held, **fresh)
         return result
+
+    def check_head(self, outputs: Any) -> None:
+        """See to it that what the score is read from depends on the last node, and on no other but through it.
+
+        Raises:
+            ModelError: it reads another feature map directly, whose relevance would be lost.
+        """
+        try:
+            origin = self.origins.get(output_tensor(outputs))
+        except TargetError:  # only a target of the user's knows what is read
+            return
+        found = frozenset() if origin is None else self.flow.read_by_head(origin.parents | origin.held)
+        nodes, last = self.flow.nodes, self.flow.last
+        others = [nodes[number].layer or "(root)" for number in sorted(found) if number < last]
+        if others and last >= 0:
+            raise ModelError(
+                "sharing ratios start from one feature map, the last, that of "
+                f"{nodes[last].layer or '(root)'!r}; the score reads others directly: {', '.join(others)}"
+            )
 
     # nodes
 
@@ -145,8 +141,9 @@ class Sharing:
         return y
 
     def at_node(self, call: Call, x: Tensor) -> Tensor:
-        """x, as a node: what a layer with a window reads."""
-        return x if self.origin(x).node is not None else self.node(call, x, [x], same)
+        """x, as a node: what a layer with a window reads; where the theory was left, x as it is."""
+        origin = self.origin(x)
+        return x if origin.node is not None or origin.left else self.node(call, x, [x], same)
 
     def _parents(self, call: Call, known: list[Origin]) -> frozenset[int]:
         left = next((origin.left for origin in known if origin.left), None)
@@ -169,7 +166,7 @@ class Sharing:
             return NotImplemented
         if not positions(x):
             return self.made(call.original(), x)
-        y = self.node(call, x, [x], _bound(call))
+        y = self.node(call, x, [x], bound(call))
         if read[0] in ("sigmoid", "hardsigmoid"):
             call.run.marks[y] = Mark("gate", x)
         return y
@@ -180,7 +177,7 @@ class Sharing:
         return self.node(call, call.input, [call.input], call.on)
 
     def total(self, call: Call) -> Any:
-        signals = _signals(call)
+        signals = signals_of(call)
         if not any(positions(x) for x in signals):
             return self.made(call.original(), *signals)
         if len(signals) == 2:
@@ -195,21 +192,53 @@ class Sharing:
         others = [value for value in (*call.args[:2], call.kwargs.get("other")) if value is not x and value is not None]
         if not any(bool(torch.as_tensor(value).any()) for value in others):
             return self.made(call.original(), x)
-        name = getattr(call.function, "__name__", "")
-        turned = call.operation == "sub" and (name == "__rsub__" or call.args[0] is not x)
-        sign = -1 if turned else 1
-        return self.pointwise(call, x, lambda z: (sign, call.on(z) - sign * z))
+        first, alpha = call.args[0] is x, call.kwargs.get("alpha", 1)
+        if "rsub" in getattr(call.function, "__name__", ""):
+            sign = -alpha if first else 1
+        else:
+            sign = 1 if first else alpha if call.operation == "add" else -alpha
+        function, args, kwargs = call.function, call.args, call.kwargs
+        place = next(n for n, value in enumerate(args) if value is x)
+        rest = [value for value in args if value is not x]
+
+        def shifted(z: Tensor) -> Tensor:
+            y: Tensor = function(*rest[:place], z, *rest[place:], **kwargs)
+            return y
+
+        return self.pointwise(call, x, shifted, lambda z: (sign, shifted(z) - sign * z))
 
     def concatenation(self, call: Call) -> Any:
-        signals = _signals(call)
+        signals = signals_of(call)
         result = call.original()
-        axis = call.argument(1, "dim", 0)
-        if len(signals) < 2 or axis % result.ndim != 1 or not positions(result):
-            return self.made(result, *signals, windowed=axis % result.ndim > 1)
-        return self.node(call, result, signals, same)
+        axis = call.argument(1, "dim", 0) % result.ndim
+        if axis != 1 or not positions(result):
+            return self.made(result, *signals, windowed=axis > 1)
+        if len(signals) > 1:
+            return self.node(call, result, signals, same)
+        return self._joined(call, signals[0])
+
+    def _joined(self, call: Call, x: Tensor) -> Any:
+        """x with constant channels beside its own: they are a bias at each position."""
+        parts = [value for value in call.argument(0, "tensors") if value is not x]
+        if not any(bool(value.any()) for value in parts):
+            return self.made(call.original(), x)
+        place = next(n for n, value in enumerate(call.argument(0, "tensors")) if value is x)
+        start, width = sum(value.shape[1] for value in parts[:place]), x.shape[1]
+        at, flow = self.flow.last, self.flow
+
+        def joined(z: Tensor) -> Tensor:
+            return torch.cat((*parts[:place], z, *parts[place:]), 1)
+
+        def vjp(z: Tensor, y: Tensor, cotangent: Tensor) -> Tensor:
+            back = cotangent.narrow(1, start, width)
+            if flow.in_head(at) or flow.bias == "drop":
+                return back
+            return with_share(back, z, inner(y, cotangent) - inner(z, back))
+
+        return self.made(replace_adjoint(x, joined, vjp, "zy", call.run.phase), x)
 
     def product(self, call: Call) -> Any:
-        signals = _signals(call)
+        signals = signals_of(call)
         if len(signals) < 2:
             return self.made(call.original(), *signals)
         marks = call.run.marks
@@ -221,10 +250,15 @@ class Sharing:
                 silu = lambda z: torch.sigmoid(z) * z  # noqa: E731
                 return self.node(call, signal, [signal], silu)
             if positions(signal) and (not positions(other) or (mark is not None and mark.kind == "gate")):
-                held = call.hold(other)
-                args = tuple(held if value is other else value for value in call.args)
-                return self.made(call.function(*args, **call.kwargs), signal)
+                gate, origin = self.gate(call, other), self.origin(other)
+                args = tuple(gate if value is other else value for value in call.args)
+                return self.made(call.function(*args, **call.kwargs), signal, held=origin.parents | origin.held)
         return self.leave(call, call.original(), signals)
+
+    def gate(self, call: Call, x: Tensor) -> Tensor:
+        """x, held: it gets no cotangent, except in the head."""
+        at, flow = self.flow.last, self.flow
+        return held(x, lambda: not flow.in_head(at), call.run.phase)
 
     def convolution(self, call: Call) -> Any:
         x = call.input
@@ -233,14 +267,16 @@ class Sharing:
         if not positions(x):
             return self.made(call.original(), x)
         origin, source = self.origin(x), x
-        y = _call_on(call, x.detach())
+        y = value_on(call, x.detach())
         layer = read_convolution(call, y)
         if origin.pool is not None:
             source, pool = origin.pool
             layer = changed(layer, pool=pool)
         elif not layer.window.pointwise:
             source = self.at_node(call, x)
-        return self.layered(call, source, layer, y, lambda z: call.on(_pooled(layer.pool, z)))
+        return self.layered(
+            call, source, layer, y, lambda z: call.on(z if layer.pool is None else layer.pool.pooled(z))
+        )
 
     def layered(
         self, call: Call, source: Tensor, layer: Layer, y: Tensor, function: Callable[[Tensor], Tensor]
@@ -266,26 +302,30 @@ class Sharing:
 
         known = self.origin(x).layer
         if known is None or call.operation != "batch_norm":
-            return self.pointwise(call, x, affine)
+            return self.pointwise(call, x, bound(call), affine)
         source, layer, function = known
         scale, shift = affine(x)
         return self.layered(
-            call, source, layer.folded(scale.flatten(), shift.flatten()), _call_on(call, x.detach()),
+            call, source, layer.folded(scale.flatten(), shift.flatten()), value_on(call, x.detach()),
             lambda z: call.on(function(z)),
         )  # fmt: skip
 
-    def pointwise(self, call: Call, x: Tensor, affine: Callable[[Tensor], tuple[Any, Tensor]]) -> Tensor:
-        """y = scale x + shift, position by position; `affine` gives (scale, shift), which are held."""
+    def pointwise(
+        self, call: Call, x: Tensor, function: Callable[[Tensor], Tensor],
+        affine: Callable[[Tensor], tuple[Any, Tensor]],
+    ) -> Any:  # fmt: skip
+        """function(x) = scale x + shift, position by position; `affine` gives (scale, shift), held but in the head."""
         at, flow = self.flow.last, self.flow
 
         def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:
+            if flow.in_head(at):
+                true: Tensor = true_gradients(function, (z,), cotangent)[0]
+                return true
             scale, shift = affine(z)
             back = (cotangent * scale).to(z.dtype)
-            if flow.in_head(at) or flow.bias == "drop":
-                return back
-            return with_share(back, z, (cotangent * shift).sum(1, keepdim=True))
+            return back if flow.bias == "drop" else with_share(back, z, (cotangent * shift).sum(1, keepdim=True))
 
-        return self.made(call.adjoint(vjp), x)
+        return self.made(replace_adjoint(x, function, vjp, "z", call.run.phase), x)
 
     def average(self, call: Call) -> Any:
         result = call.original()
@@ -294,9 +334,8 @@ class Sharing:
         source = self.at_node(call, call.input)
         return self.averaged(call, source, result if source is call.input else call.on(source))
 
-    def averaged(self, call: Call, source: Tensor, result: Tensor) -> Tensor:
-        averaged: Tensor = self.made(result, source, windowed=True)
-        return averaged
+    def averaged(self, call: Call, source: Tensor, result: Tensor) -> Any:
+        return self.made(result, source, windowed=True)
 
     def max_pool(self, call: Call) -> Any:
         x = call.input
@@ -312,17 +351,20 @@ class Sharing:
         return (y, pool.winners) if several else y
 
     def passing(self, call: Call) -> Any:
-        signals = _signals(call)
+        signals = signals_of(call)
         if len(call.signals()) > 1:
             return NotImplemented
         result = call.original()
         if len(signals) != 1 or not positions(signals[0]):
             return self.made(result, *signals)
-        if call.operation in _SAME and needs_gradient(result):
-            self.origins[result] = self.origin(signals[0])
+        origin = self.origin(signals[0])
+        if call.operation in SAME and needs_gradient(result):
+            self.origins[result] = origin
             return result
         if moved(call, result):
             return self.move(call, signals[0], result)
+        if not keeps_positions(call, result, len(self.flow.nodes[0].size)):
+            return self.leave(call, result, signals)
         return self.made(result, *signals)
 
     def move(self, call: Call, x: Tensor, result: Any) -> Any:
@@ -331,15 +373,16 @@ class Sharing:
         return self.made(result if source is x else call.on(source), source, windowed=True)
 
     def outside(self, call: Call) -> Any:
-        signals = _signals(call)
+        signals = signals_of(call)
         if not any(positions(x) for x in signals):
             return self.made(call.original(), *signals)
-        if call.operation in ("div", "matmul", "addmm", "einsum") and len(signals) == 1:
+        if call.operation == "div" and len(signals) == 1 and signals[0] is call.input:
             return self.passing(call)
         return self.leave(call, call.original(), signals)
 
     def leave(self, call: Call, result: Any, signals: list[Tensor]) -> Any:
-        return self.made(result, *signals, left=f"{call.operation!r} in layer {call.layer or '(root)'!r}")
+        before = next((self.origin(x).left for x in signals if self.origin(x).left), None)
+        return self.made(result, *signals, left=before or f"{call.operation!r} in layer {call.layer or '(root)'!r}")
 
 
 @dataclass(frozen=True)
@@ -349,35 +392,6 @@ class _Answer:
 
     def __call__(self, call: Call) -> Any:
         return self.answer(call)
-
-
-def _signals(call: Call) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in (*call.args, *call.kwargs.values()):
-        found += [x for x in (value if isinstance(value, (tuple, list)) else [value]) if needs_gradient(x)]
-    return found
-
-
-def moved(call: Call, result: Any) -> bool:
-    """Whether a call moves positions: its result is on another grid, or turned."""
-    if call.operation in _TURNS:
-        return True
-    return call.operation in _MOVES and positions(result) and space(result) != space(call.input)
-
-
-def _bound(call: Call) -> Callable[[Tensor], Tensor]:
-    """The call as a function of its first argument that knows nothing of the run."""
-    function, rest, named = call.function, call.args[1:], {k: v for k, v in call.kwargs.items() if k != "input"}
-    return lambda z: function(z, *rest, **named)
-
-
-def _pooled(pool: Pool | None, x: Tensor) -> Tensor:
-    return x if pool is None else pool.pooled(x)
-
-
-def _call_on(call: Call, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return call.on(x)
 
 
 def srd(bias: str = "norm", clamp: bool = False) -> RuleSet:

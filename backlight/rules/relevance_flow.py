@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from backlight.engine.adjoint import alias, true_gradients
+from backlight.engine.adjoint import Phase, alias, replace_adjoint, true_gradients
 from backlight.engine.sites import INPUT
 from backlight.errors import SiteError
 from backlight.rules.affine import inner, layer_cotangent
@@ -99,6 +100,16 @@ class Flow:
                 found.setdefault(numbers[name], []).append(name)
         return found
 
+    def read_by_head(self, numbers: frozenset[int]) -> frozenset[int]:
+        """These nodes, and those that lead to them without passing the last one."""
+        found, queue = set(numbers), list(numbers)
+        while queue:
+            number = queue.pop()
+            fresh = self.nodes[number].parents - found if number > self.last else frozenset()
+            found |= fresh
+            queue += fresh
+        return frozenset(found)
+
     def ancestors(self) -> list[int]:
         """The nodes that the last one depends on, and itself, in order."""
         found, queue = {self.last}, [self.last]
@@ -137,6 +148,16 @@ class Flow:
 def same(z: Tensor) -> Tensor:
     """z on its own memory, though no view of it: a write to a view would cost a copy."""
     return alias(z) if torch.is_grad_enabled() else z.detach()
+
+
+def held(x: Tensor, while_: Callable[[], bool], phase: Phase) -> Tensor:
+    """x, which gets no cotangent while a condition holds in the backward pass."""
+
+    def vjp(z: Tensor, y: Tensor | None, cotangent: Tensor) -> Any:
+        return None if while_() else cotangent
+
+    y: Tensor = replace_adjoint(x, same, vjp, "", phase)
+    return y
 
 
 def class_activation(clamp: bool) -> Head:

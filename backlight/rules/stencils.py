@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backlight.engine.adjoint import replace_adjoint
 from backlight.engine.rules import Call, needs_gradient
+from backlight.errors import UncoveredOperationError
 from backlight.rules.affine import inner, read_average, space
-from backlight.rules.pfv import Origin, Sharing, positions
-from backlight.rules.relevance_flow import Node, same
+from backlight.rules.origins import Origin, positions
+from backlight.rules.pfv import Sharing
+from backlight.rules.relevance_flow import Node, held, same
 from backlight.rules.windows import Layer, Pool, Window, safe_ratio
 from backlight.shapes import Float, Int
 
@@ -109,6 +110,11 @@ class Stencils(Sharing):
         with torch.no_grad():
             y = function(z.detach())
         bases = {id(base.value): base for origin in known for base in origin.bases}
+        if any(space(base.value) != space(z) for base in bases.values()):
+            raise UncoveredOperationError(
+                f"in or before layer {call.layer or '(root)'!r} positions are joined or moved in a way that stencils "
+                "do not follow: explain(...) does, one map at a time"
+            )
         self.flow.building = True
         self.edges[number] = self._edges(z, y, list(bases.values()))
         self.flow.building = False
@@ -158,8 +164,7 @@ class Stencils(Sharing):
     def _start(self, y: Tensor, call: Call) -> Tensor:
         """y, where a segment starts: what comes before it has no part in the ratios of the segment."""
         flow = self.flow
-        answer: Tensor = replace_adjoint(y, same, lambda z, _, g: None if flow.building else g, "", call.run.phase)
-        return answer
+        return held(y, lambda: flow.building, call.run.phase)
 
     def layered(
         self, call: Call, source: Tensor, layer: Layer, y: Tensor, function: Callable[[Tensor], Tensor]
@@ -169,14 +174,15 @@ class Stencils(Sharing):
         if layer.pool is None:
             source = self.at_node(call, source)
         origin = self.origin(source)
-        assert origin.node is not None
+        if origin.node is None:  # the theory was left
+            return super().layered(call, source, layer, y, function)
         made = super().layered(call, source, layer, y, function)
         answer = self._start(made, call)
         base = Base(answer, origin.node, source, layer)
         self.origins[answer] = changed(self.origins[made], bases=(base,))
         return answer
 
-    def averaged(self, call: Call, source: Tensor, result: Tensor) -> Tensor:
+    def averaged(self, call: Call, source: Tensor, result: Tensor) -> Any:
         return self._based(result, source, read_average(call, result), call)
 
     def max_pool(self, call: Call) -> Any:
@@ -202,7 +208,8 @@ class Stencils(Sharing):
             None if layer is not None else f"{call.operation!r} with windows of several sizes in layer {call.layer!r}"
         )
         fresh = Origin(origin.parents, windowed=True, left=left) if known is None else changed(known, left=left)
-        assert origin.node is not None
+        if origin.node is None:  # the theory was left
+            return self.made(y, source)
         answer = self._start(y, call)
         self.origins[answer] = changed(fresh, bases=(Base(answer, origin.node, source, layer),))
         return answer
@@ -214,7 +221,8 @@ class Stencils(Sharing):
         if index is None:
             return self.leave(call, result, [source])
         origin = self.origin(source)
-        assert origin.node is not None
+        if origin.node is None:
+            return self.leave(call, result, [source])
         answer = self._start(result, call)
         base = Base(answer, origin.node, source, index=index)
         self.origins[answer] = Origin(origin.parents, windowed=True, bases=(base,))
@@ -227,8 +235,10 @@ def _index(call: Call, x: Tensor, result: Any) -> Int[Tensor, "*space"] | None:
         return None
     size = space(x)
     numbers = torch.arange(1, 1 + int(torch.tensor(size).prod()), dtype=torch.float64, device=x.device)
+    numbers = numbers.reshape(1, 1, *size).expand(x.shape)
     with torch.no_grad():
-        found = call.on(numbers.reshape(1, 1, *size).expand(x.shape))
+        found, constant = call.on(numbers), call.on(torch.zeros_like(numbers))
+    found = torch.where(constant == 0, found, found - constant).nan_to_num(0)  # what fills a margin comes from nowhere
     largest = found.amax(1, keepdim=True)
     if bool(((found != 0) & (found != largest)).any()):
         return None
