@@ -22,6 +22,7 @@ _ROOMS = {
     "LogProbability TopK Contrast Entropy Unit Point Line Noise WeightNoise Ascent",
     "backlight.rules": "rule_set Relative",
     "backlight.methods.token_fields": "TokenFields",
+    "backlight.robustness": "manipulate Manipulation Attack",
     "backlight.models": "load LoadedModel available_models",
     "backlight.methods.class_model": "ClassModel ClassImage",
     "backlight.methods.weak_segmentation": "weak_segmentation Segmentation",

@@ -60,37 +60,41 @@ class Sharing:
 
     def rules(self) -> RuleSet:
         """The rule set; it serves one forward and backward pass at a time."""
-        gates = _Answer(self.activation, "PFV")
+        gates = _Answer(self, self.activation, "PFV")
         outside = "softmax log_softmax attention multihead_attention layer_norm rms_norm div pow square sqrt rsqrt exp"
         outside += " log norm linalg_norm linalg_vector_norm normalize std var std_mean var_mean local_response_norm"
         outside += " matmul addmm einsum glu"
-        rules: dict[str, Rule] = dict.fromkeys((AFFINE | STRUCTURAL) - {"max"}, _Answer(self.passing, "exact"))
-        rules |= dict.fromkeys(outside.split(), _Answer(self.outside, "head"))
+        rules: dict[str, Rule] = dict.fromkeys((AFFINE | STRUCTURAL) - {"max"}, _Answer(self, self.passing, "exact"))
+        rules |= dict.fromkeys(outside.split(), _Answer(self, self.outside, "head"))
         rules |= gate_rules(gates)
-        rules |= dict.fromkeys(("add", "sub"), _Answer(self.total, "sharing"))
-        rules |= dict.fromkeys(("group_norm", "instance_norm"), _Answer(self.norm, "held statistics"))
+        rules |= dict.fromkeys(("add", "sub"), _Answer(self, self.total, "sharing"))
+        rules |= dict.fromkeys(("group_norm", "instance_norm"), _Answer(self, self.norm, "held statistics"))
         rules |= {
-            "conv": _Answer(self.convolution, "sharing"),
-            "batch_norm": _Answer(self.norm, "sharing"),
-            "avg_pool": _Answer(self.average, "sharing"),
-            "max_pool": _Answer(self.max_pool, "sharing"),
-            "adaptive_max_pool": _Answer(self.max_pool, "sharing"),
-            "cat": _Answer(self.concatenation, "sharing"),
-            "mul": _Answer(self.product, "held gate"),
+            "conv": _Answer(self, self.convolution, "sharing"),
+            "batch_norm": _Answer(self, self.norm, "sharing"),
+            "avg_pool": _Answer(self, self.average, "sharing"),
+            "max_pool": _Answer(self, self.max_pool, "sharing"),
+            "adaptive_max_pool": _Answer(self, self.max_pool, "sharing"),
+            "cat": _Answer(self, self.concatenation, "sharing"),
+            "mul": _Answer(self, self.product, "held gate"),
         }
-        written: dict[str, Rule] = dict.fromkeys(HAND_WRITTEN, _Answer(self.hand_written, "PFV"))
+        written: dict[str, Rule] = dict.fromkeys(HAND_WRITTEN, _Answer(self, self.hand_written, "PFV"))
         return RuleSet("srd", rules, written)
 
     # what tensors are
 
     def origin(self, x: Tensor) -> Origin:
-        """What a tensor is made of; one that no call gave is an input, and a node."""
-        if x not in self.origins and x.grad_fn is not None:
+        """What a tensor is made of; the first one, and one that no call gave, is an input, and a node."""
+        if x not in self.origins and x.grad_fn is not None and len(self.origins):
             return Origin(frozenset(), left="a tensor that was written to in place, or made by an unknown operation,")
+        self.begin(x)
+        return self.origins[x]
+
+    def begin(self, x: Tensor) -> None:
+        """Note an input, which is a node."""
         if x not in self.origins:
             number = self.flow.add(Node(INPUT, INPUT, space(x), frozenset()), same, True)
             self.origins[x] = Origin(frozenset((number,)), number)
-        return self.origins[x]
 
     def made(self, result: Any, *sources: Tensor, **changes: Any) -> Any:
         """Note that a result was made of these tensors."""
@@ -387,10 +391,15 @@ class Sharing:
 
 @dataclass(frozen=True)
 class _Answer:
+    sharing: Sharing
     answer: Callable[[Call], Any]
     label: str
 
     def __call__(self, call: Call) -> Any:
+        for x in signals_of(call):
+            mark = call.run.marks.get(x)
+            if mark is not None and mark.kind == "input" and mark.source is x:
+                self.sharing.begin(x)
         return self.answer(call)
 
 

@@ -18,10 +18,7 @@ SMALL = {"n_steps": 3, "n_samples": 2, "n_weights": 2, "step": 0.5, "temperature
 # engine's methods whose maps do not depend on the input where they are defined, and why
 CONSTANT = {"Deconvnet": "it passes positive cotangents whatever the input is"}
 ADAPTERS = [name for name in METHODS if not method(name).engine]
-# whose rules do not yet know the input where the graph is kept
-AWAITED = pytest.mark.xfail(reason="relevance of positions with create_graph=True", strict=False)
 DIFFERENTIABLE = [name for name in METHODS if name not in CONSTANT and name not in ADAPTERS]
-PARAMETERS = [pytest.param(name, marks=AWAITED) if name == "SRD" else name for name in DIFFERENTIABLE]
 
 
 def made(name: str, model: nn.Module, **settings: Any) -> Method:
@@ -51,7 +48,7 @@ def difference_quotient(explainer: Method, x: Tensor, h: float = 1e-5) -> tuple[
 
 
 @pytest.mark.parametrize("smoothed", [False, True])
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_the_derivative_of_the_loss_is_its_difference_quotient(name: str, smoothed: bool) -> None:
     model = Smoothed(convolutional(nn.ReLU), 8.0) if smoothed else convolutional(Soft)
     got, expected = difference_quotient(made(name, model), images(1))
@@ -67,7 +64,7 @@ def test_kinks_other_than_relus_are_differentiated(name: str, activation: type[n
     assert abs(expected) > 1e-9
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_a_map_that_can_be_differentiated_is_the_map(name: str) -> None:
     explainer, x = made(name, convolutional(Soft)), images(2)
     plain = explainer.explain(x).value
@@ -76,7 +73,7 @@ def test_a_map_that_can_be_differentiated_is_the_map(name: str) -> None:
     assert (kept - plain).abs().max() <= 1e-12 * plain.abs().max()
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=AWAITED) if n == "SRD" else n for n in METHODS])
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_attacked_or_says_why_not(name: str) -> None:
     explainer = made(name, convolutional(nn.ReLU))
     x, other = images(1, 1), images(1, 2)
