@@ -57,6 +57,7 @@ class Sharing:
 
     flow: Flow
     origins: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
+    gates: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)  # the functions that gave them
 
     def rules(self) -> RuleSet:
         """The rule set; it serves one forward and backward pass at a time."""
@@ -172,7 +173,7 @@ class Sharing:
             return self.made(call.original(), x)
         y = self.node(call, x, [x], bound(call))
         if read[0] in ("sigmoid", "hardsigmoid"):
-            call.run.marks[y] = Mark("gate", x)
+            call.run.marks[y], self.gates[y] = Mark("gate", x), bound(call)
         return y
 
     def hand_written(self, call: Call) -> Any:
@@ -250,9 +251,8 @@ class Sharing:
             return self.made(call.original(), *signals)
         for signal, other in (signals, signals[::-1]):
             mark = marks.get(other)
-            if mark is not None and mark.kind == "gate" and mark.source is signal:  # SiLU, written out
-                silu = lambda z: torch.sigmoid(z) * z  # noqa: E731
-                return self.node(call, signal, [signal], silu)
+            if mark is not None and mark.source is signal and other in self.gates:  # SiLU, Hardswish, written out
+                return self.node(call, signal, [signal], _gated(self.gates[other]))
             if positions(signal) and (not positions(other) or (mark is not None and mark.kind == "gate")):
                 gate, origin = self.gate(call, other), self.origin(other)
                 args = tuple(gate if value is other else value for value in call.args)
@@ -401,6 +401,10 @@ class _Answer:
             if mark is not None and mark.kind == "input" and mark.source is x:
                 self.sharing.begin(x)
         return self.answer(call)
+
+
+def _gated(gate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda z: z * gate(z)
 
 
 def srd(bias: str = "norm", clamp: bool = False) -> RuleSet:
