@@ -20,9 +20,13 @@ def _base(tensor: Tensor) -> Tensor:
 
 
 class Memory:
-    """Which tensors are kept, which see each other's memory, and what stands for what."""
+    """Which tensors are kept, which see each other's memory, and what stands for what.
+
+    `copies`: of a view that was written to, what was written.
+    """
 
     def __init__(self) -> None:
+        self.copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._views: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> references to those that see its memory
         self._successors: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -70,6 +74,7 @@ class Memory:
             in_place(at)
         else:
             at.copy_(result)
+            self.copies[at] = result
         self._successors[base] = fresh
         family = (reference() for reference in self._views.get(base, ()))
         for view in (*family, *([] if base is target else [target])):

@@ -121,6 +121,7 @@ class Run(TorchFunctionMode):
             return self._written(target, call, rules, rule, pure is not None)
         if target is not None:
             self.marks.pop(target, None)
+            self.memory.copies.pop(target, None)
         return self._answer(Call(function, args, kwargs, operation, self.layer, self), rules, rule)
 
     def _answer(self, call: Call, rules: RuleSet, rule: Rule | None) -> Any:

@@ -400,6 +400,9 @@ class _Answer:
             mark = call.run.marks.get(x)
             if mark is not None and mark.kind == "input" and mark.source is x:
                 self.sharing.begin(x)
+            written = call.run.memory.copies.get(x)  # what a network writes to a view of something else
+            if written is not None:
+                self.sharing.origins[x] = self.sharing.origin(written)
         return self.answer(call)
 
 
