@@ -168,7 +168,7 @@ class SharingOperator:
         node = self.node(layer)
         size = (len(self.x), *self.nodes[node].size)
         edges = self.edges.get(node, [])
-        if len(edges) == 1 and edges[0].ratios is None:  # an activation of a sum: the ratios are the sum's
+        if len(edges) == 1 and edges[0].itself:  # an activation of a sum: the ratios are the sum's
             edges = self.edges.get(edges[0].source, edges)
         return torch.stack([getattr(edge, what).to(self.x).expand(size) for edge in edges]).sum(0)
 

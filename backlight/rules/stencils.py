@@ -31,6 +31,7 @@ class Edge:
 
     `ratios`: None where all of it passes; `[N, 1, *space]`, one number a position; `[N, T, *space]`, a stencil of
     `layer`. `index`: where positions only moved, the flat source position of each target position, -1 for none.
+    `itself`: the node is an activation of the source's own value.
     """
 
     source: int
@@ -38,6 +39,7 @@ class Edge:
     ratios: Tensor | None = None
     layer: Layer | None = None
     index: Int[Tensor, "*space"] | None = None
+    itself: bool = False
 
     def back(self, relevance: Float[Tensor, "N B *space"]) -> Float[Tensor, "N B *size"]:
         """The source's relevance: R_i = sum_j mu_ij R_j."""
@@ -130,8 +132,10 @@ class Stencils(Sharing):
     def _edges(self, z: Tensor, y: Tensor, bases: list[Base]) -> list[Edge]:
         z0 = z.detach()
         unit = z0 * safe_ratio(torch.ones_like(z0[:, :1]), inner(z0, z0)).to(z.dtype)
-        if len(bases) == 1 and bases[0].layer is None and bases[0].index is None and self.flow.bias != "drop":
-            return [self._passed(z0, bases[0])]  # one source: everything passes
+        if len(bases) == 1 and bases[0].layer is None and bases[0].index is None:  # one source: everything passes
+            itself = z is bases[0].value
+            if itself or self.flow.bias != "drop":
+                return [changed(self._passed(z0, bases[0]), itself=itself)]
         wanted = [base.value for base in bases]
         found = torch.autograd.grad(z, wanted, unit, retain_graph=True, allow_unused=True)
         return [self._edge(base, q) for base, q in zip(bases, found, strict=True) if q is not None]
