@@ -2,6 +2,7 @@
 
     python examples/evidence.py                                # a cat, a cat beside a cup of coffee, receptive fields
     python examples/evidence.py --left CAT.jpg --left-class tabby --right DOG.jpg --right-class "bull mastiff"
+    python examples/evidence.py --numbers                      # what SRD does to the cat, in numbers
     python examples/evidence.py --photographs FOLDER --pairs 20       # a table; FOLDER has labels.csv: file,class_index
 
 Draws to out/: evidence-MODEL-chelsea.png and evidence-MODEL-pair.png, rows are classes and columns methods, and
@@ -13,9 +14,11 @@ each as large as the network sees it alone: the networks take inputs of any size
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +65,10 @@ def main() -> None:
     options = _options()
     for name in options.model or MODELS:
         loaded = backlight.load(name)
-        if options.photographs is not None:
+        if options.numbers:
+            print(name)
+            numbers(loaded)
+        if options.numbers or options.photographs is not None:
             continue
         options.out.mkdir(parents=True, exist_ok=True)
         x = loaded.preprocessing.tensor(sample_image("chelsea"))[None]
@@ -112,6 +118,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--right-class", default="espresso")
     parser.add_argument("--photographs", type=Path, help="a folder with labels.csv: print the table, draw nothing")
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--numbers", action="store_true", help="print the facts of docs/srd.md, draw nothing")
     parser.add_argument("--width", type=int, default=10_000, help="of the figures, at most")
     parser.add_argument("--out", type=Path, default=Path("out"))
     return parser.parse_args()
@@ -250,6 +257,40 @@ def _outstanding(loaded: LoadedModel, layer: str, x: Tensor, at: tuple[int, int]
         loaded.model(x)
     values = store[layer][0]
     return int((values[:, at[0], at[1]] / (values.mean((1, 2)) + values.mean())).argmax())
+
+
+# what SRD does, in numbers
+
+
+def numbers(loaded: LoadedModel) -> None:
+    """The two forms, biases, cancellation, the grid, and the class, on the cat."""
+    x = loaded.preprocessing.tensor(sample_image("chelsea"))[None]
+    index = int(loaded.model(x).argmax())
+    exact, tench = (_attribution(SRD, loaded, x, target) for target in (index, 0))
+    for bias in ("uniform", "drop"):
+        found = _attribution(partial(SRD, bias=bias), loaded, x, index)
+        print(f"{bias}: sum {float(found.sum()):.3f} of {float(exact.sum()):.3f}, "
+              f"correlation {alike(found, exact):.2f}")  # fmt: skip
+    negative = float(exact.clamp(max=0).abs().sum() / exact.abs().sum())
+    print(f"tench: correlation {alike(tench, exact):.2f}; {negative:.1%} of the predicted class's map is negative")
+    operator, dropped = SRD(loaded.model).prepare(x), SRD(loaded.model, bias="drop").prepare(x)
+    high = operator.relevance(operator.seed(index), "high")[0]
+    print("grid at high:", [round(float(high[a::2, b::2].mean() / high.mean()), 2) for a in (0, 1) for b in (0, 1)])
+    for name in operator.names:
+        if name not in ("input", "@features", "low"):
+            mean, share = operator.cancellation(name).mean(), dropped.leak(name).median()
+            print(f"  {name}: sum |ratio| {float(mean):.2f} on average, the bias's share {float(share):.2f} (median)")
+    double = replace(loaded, model=copy.deepcopy(loaded.model).double())
+    operator = SRD(double.model).prepare(x.double())
+    stencils, rules = operator.relevance(operator.seed(index)), _attribution(SRD, double, x.double(), index)[:, 0]
+    off = float((operator.ierf("low").sum((2, 3)) - 1).abs().max())
+    apart = float((stencils - rules).abs().max() / rules.abs().max())
+    print(f"float64: forms {apart:.1e} apart, fields sum to 1 within {off:.1e}")
+
+
+def alike(one: Tensor, other: Tensor) -> float:
+    """The correlation of two maps."""
+    return float(torch.corrcoef(torch.stack((one.flatten(), other.flatten())))[0, 1])
 
 
 # two pictures side by side, in numbers

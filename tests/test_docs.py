@@ -15,7 +15,16 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 @pytest.mark.parametrize(
     "name",
-    ["attn-lrp.md", "engine.md", "rules.md", "class-activation.md", "baselines.md", "simonyan.md", "robustness.md"],
+    [
+        "attn-lrp.md",
+        "engine.md",
+        "rules.md",
+        "class-activation.md",
+        "baselines.md",
+        "simonyan.md",
+        "robustness.md",
+        "srd.md",
+    ],
 )
 def test_python_blocks_run(name: str) -> None:
     try:
