@@ -1,4 +1,4 @@
-"""Where is the evidence for a class, and what is a feature vector made of? SRD beside five other methods.
+"""Where is the evidence for a class, and what is a feature vector made of? SRD beside other methods.
 
     python examples/evidence.py                                # a cat, a cat beside a cup of coffee, receptive fields
     python examples/evidence.py --left CAT.jpg --left-class tabby --right DOG.jpg --right-class "bull mastiff"
