@@ -77,8 +77,10 @@ class Window:
         folded = F.fold(values.flatten(2), tuple(canvas), kernel, dilation, 0, stride)
         pads: list[int] = []
         for (before, whole, *_), given in zip(axes, canvas, strict=True):
-            pads = [-before, whole + before - given, *pads]
+            pads = [0, max(0, before + whole - given), *pads]
         folded = F.pad(folded, pads) if any(pads) else folded
+        cuts: Any = (slice(before, before + whole) for before, whole, *_ in axes)
+        folded = folded[(..., *cuts)]
         return folded.squeeze(2) if len(size) == 1 else folded
 
     def _axes(self, size: tuple[int, ...], out: tuple[int, ...]) -> Iterator[tuple]:
