@@ -168,6 +168,8 @@ class SharingOperator:
         node = self.node(layer)
         size = (len(self.x), *self.nodes[node].size)
         edges = self.edges.get(node, [])
+        if not edges:  # the input keeps what it has
+            return self.x.new_ones(size)
         if len(edges) == 1 and edges[0].itself:  # an activation of a sum: the ratios are the sum's
             edges = self.edges.get(edges[0].source, edges)
         return torch.stack([getattr(edge, what).to(self.x).expand(size) for edge in edges]).sum(0)

@@ -101,7 +101,7 @@ class Sharing:
         """Note that a result was made of these tensors."""
         known = [self.origin(x) for x in sources]
         parents = frozenset[int]().union(*(origin.parents for origin in known))
-        left = next((origin.left for origin in known if origin.left), None)
+        left = _telling(origin.left for origin in known)
         bases = tuple({id(base): base for origin in known for base in origin.bases}.values())
         held = changes.pop("held", frozenset()).union(*(origin.held for origin in known))
         fresh = {"windowed": any(origin.windowed for origin in known), "left": left, "bases": bases, **changes}
@@ -151,7 +151,7 @@ class Sharing:
         return x if origin.node is not None or origin.left else self.node(call, x, [x], same)
 
     def _parents(self, call: Call, known: list[Origin]) -> frozenset[int]:
-        left = next((origin.left for origin in known if origin.left), None)
+        left = _telling(origin.left for origin in known)
         if left is not None:
             raise UncoveredOperationError(
                 "sharing ratios are defined between activations, with affine layers over positions in between: "
@@ -385,8 +385,8 @@ class Sharing:
         return self.leave(call, call.original(), signals)
 
     def leave(self, call: Call, result: Any, signals: list[Tensor]) -> Any:
-        before = next((self.origin(x).left for x in signals if self.origin(x).left), None)
-        return self.made(result, *signals, left=before or f"{call.operation!r} in layer {call.layer or '(root)'!r}")
+        here = f"{call.operation!r} in layer {call.layer or '(root)'!r}"
+        return self.made(result, *signals, left=_telling([*(self.origin(x).left for x in signals), here]))
 
 
 @dataclass(frozen=True)
@@ -404,6 +404,13 @@ class _Answer:
             if written is not None:
                 self.sharing.origins[x] = self.sharing.origin(written)
         return self.answer(call)
+
+
+def _telling(reasons: Iterable[str | None]) -> str | None:
+    """Of the reasons why the theory was left, the first that is an attention's, else the first."""
+    known = [reason for reason in reasons if reason]
+    told = [reason for reason in known if "attention" in reason or "softmax" in reason]
+    return next(iter(told or known), None)
 
 
 def _gated(gate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
