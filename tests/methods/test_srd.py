@@ -212,6 +212,19 @@ def test_a_map_can_be_differentiated_in_the_input(kind: str, act: str, site: str
         assert (slope - (gradient * direction).sum()).abs() < 1e-6 * gradient.norm()
 
 
+def test_the_derivative_of_a_batch_is_that_of_its_samples() -> None:
+    network = KINDS["resnet_basic"]("gelu", 3)
+    model, x = Drawn(network), pictures(network, 3)
+    gradients = []
+    for size in (None, 1, 2):
+        leaf = x.clone().requires_grad_()
+        found = SRD(model).explain(leaf, [0, 1, 2], create_graph=True, internal_batch_size=size).value
+        gradients += torch.autograd.grad(found.square().sum(), leaf)
+    assert gradients[0].abs().max() > 1e-6
+    assert relative(gradients[1], gradients[0]) < 1e-10
+    assert relative(gradients[2], gradients[0]) < 1e-10
+
+
 # invariances
 
 
