@@ -8,8 +8,9 @@ positions before the pool, and the places q of the pool's window count like taps
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -223,17 +224,20 @@ class Layer:
             squares = source.square().sum(1, keepdim=True)
             pieces = torch.cat(list(self.window.pieces(squares, self.out)), 1)
             return pieces * torch.as_tensor(self.factor, dtype=pieces.dtype, device=pieces.device).square()
-        weight = self._scaled()
+        assert self.weight is not None
+        weight = self.weight.flatten(2).permute(2, 0, 1)
+        gains = weight.new_ones(weight.shape[1]) if self.scale is None else self.scale.square()  # of each output
         if self.groups == source.shape[1]:  # depthwise
-            gains = weight.square().reshape(taps, self.groups, -1).sum(2)
-            return self._aligned(gains, source.square())
-        measure: Callable[..., Tensor] = _squared_norms
+            squares = weight.square() * gains[:, None]
+            return self._aligned(squares.reshape(taps, self.groups, -1).sum(2), source.square())
         if self.groups == 1 and 2 * source.shape[1] <= weight.shape[1]:  # fewer numbers in W_h^T W_h
-            weight, measure = weight.transpose(1, 2) @ weight, _quadratic_forms
+            measure = partial(_quadratic_forms, weight.transpose(1, 2) @ (weight * gains[:, None]))
+        else:
+            measure = partial(_squared_norms, weight, gains=gains, groups=self.groups)
         if set(self.window.stride) == {1}:
-            return self.window.aligned(measure(weight, source, self.groups), self.out)
-        sent = zip(weight.split(1), self.window.pieces(source, self.out), strict=True)
-        return torch.cat([measure(one, piece, self.groups) for one, piece in sent], 1)
+            return self.window.aligned(measure(slice(None), source), self.out)
+        read = enumerate(self.window.pieces(source, self.out))
+        return torch.cat([measure(slice(n, n + 1), piece) for n, piece in read], 1)
 
     def _aligned(self, gains: Float[Tensor, "T C"], source: Tensor) -> Float[Tensor, "N T *out"]:
         sent = (gains @ source.flatten(2)).unflatten(2, source.shape[2:])
@@ -253,20 +257,26 @@ class Layer:
             yield back.flatten(1, 2).unflatten(2, q.shape[2:])
 
 
-def _quadratic_forms(gram: Float[Tensor, "T C C"], x: Tensor, groups: int) -> Float[Tensor, "N T *space"]:
+def _quadratic_forms(gram: Float[Tensor, "T C C"], taps: slice, x: Tensor) -> Float[Tensor, "N some *space"]:
     """x_i^T G_h x_i at every position, for layers that are not grouped."""
     positions = x.flatten(2)
-    found = [((one @ positions) * positions).sum(1) for one in gram]
+    found = [((one @ positions) * positions).sum(1) for one in gram[taps]]
     return torch.stack(found, 1).unflatten(2, x.shape[2:])
 
 
-def _squared_norms(weight: Float[Tensor, "T D C"], x: Tensor, groups: int) -> Float[Tensor, "N T *space"]:
-    """|W_h x_i|^2 at every position, a few taps at a time."""
+def _squared_norms(
+    weight: Float[Tensor, "T D C"], taps: slice, x: Tensor, gains: Float[Tensor, "D"], groups: int
+) -> Float[Tensor, "N some *space"]:
+    """sum_d gain_d (W_h x_i)_d^2 at every position, a few taps at a time."""
     positions = x.unflatten(1, (groups, -1)).flatten(3)
     step = max(1, _CHUNK // (len(x) * weight.shape[1] * positions.shape[3]))
+    row = gains.to(x.dtype).reshape(groups, 1, 1, -1)
     found = []
-    for some in weight.split(step):  # [G, T * D / G, C / G] @ [N, G, C / G, P]
+    for some in weight[taps].split(step):  # [G, T * D / G, C / G] @ [N, G, C / G, P]
         by_group = some.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 2)
-        sent = (by_group @ positions).unflatten(2, (len(some), -1))
-        found.append(sent.square().sum((1, 3)))
+        squares = (by_group @ positions).square().unflatten(2, (len(some), -1))
+        if torch.is_autocast_enabled(x.device.type):  # it would make the product one of half precision
+            found.append((squares * row.transpose(2, 3)).sum((1, 3)))
+        else:
+            found.append((row @ squares).squeeze(3).sum(1))
     return torch.cat(found, 1).unflatten(2, x.shape[2:])
