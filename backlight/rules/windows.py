@@ -274,7 +274,9 @@ def _squared_norms(
     found = []
     for some in weight[taps].split(step):  # [G, T * D / G, C / G] @ [N, G, C / G, P]
         by_group = some.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 2)
-        squares = (by_group @ positions).square().unflatten(2, (len(some), -1))
+        sent = by_group @ positions
+        squares = sent.square() if torch.is_grad_enabled() else sent.square_()
+        squares = squares.unflatten(2, (len(some), -1))
         if torch.is_autocast_enabled(x.device.type):  # it would make the product one of half precision
             found.append((squares * row.transpose(2, 3)).sum((1, 3)))
         else:
