@@ -21,6 +21,7 @@ from backlight.methods.clipped_backprop import GuidedBackprop
 from backlight.methods.feature_maps import feature_maps, prefix_tokens
 from backlight.methods.method import Method
 from backlight.methods.position_maps import resized
+from backlight.rules.windows import safe_ratio
 from backlight.shapes import Float
 
 
@@ -121,12 +122,6 @@ def _over_positions(values: Float[Tensor, "N C *space"]) -> tuple[int, ...]:
     return tuple(range(2, values.ndim))
 
 
-def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """0 where the denominator is 0."""
-    zero = denominator == 0
-    return torch.where(zero, 0, numerator / torch.where(zero, 1, denominator))
-
-
 @dataclass(kw_only=True)
 class GradCAM(ClassActivation):
     """Channels weighted by their mean gradient."""
@@ -152,7 +147,7 @@ class GradCAMPlusPlus(ClassActivation):
 
     def weights(self, maps: Tensor, g: Tensor) -> Tensor:
         positive = g.relu()
-        alpha = _quotient(torch.ones_like(g), 2 + maps.sum(_over_positions(maps), keepdim=True) * positive)
+        alpha = safe_ratio(torch.ones_like(g), 2 + maps.sum(_over_positions(maps), keepdim=True) * positive)
         return (alpha * positive).sum(_over_positions(g), keepdim=True)
 
 
@@ -168,7 +163,7 @@ class XGradCAM(ClassActivation):
 
     def weights(self, maps: Tensor, g: Tensor) -> Tensor:
         axes = _over_positions(maps)
-        return _quotient((g * maps).sum(axes, keepdim=True), maps.sum(axes, keepdim=True))
+        return safe_ratio((g * maps).sum(axes, keepdim=True), maps.sum(axes, keepdim=True))
 
 
 @dataclass(kw_only=True)

@@ -82,12 +82,6 @@ def signals_of(call: Call) -> list[Tensor]:
     return found
 
 
-def bound(call: Call) -> Callable[[Tensor], Tensor]:
-    """The call as a function of its first argument that knows nothing of the run."""
-    function, rest, named = call.function, call.args[1:], {k: v for k, v in call.kwargs.items() if k != "input"}
-    return lambda z: function(z, *rest, **named)
-
-
 def value_on(call: Call, x: Tensor) -> Tensor:
     with torch.no_grad():
         return call.on(x)

@@ -40,9 +40,10 @@ from backlight.rules.affine import (
     space,
     with_share,
 )
+from backlight.rules.affine_layers import bound
 from backlight.rules.gates import HAND_WRITTEN, GateRule, gate_rules, read_activation
 from backlight.rules.normalisation import read_norm
-from backlight.rules.origins import SAME, Origin, bound, keeps_positions, moved, positions, signals_of, value_on
+from backlight.rules.origins import SAME, Origin, keeps_positions, moved, positions, signals_of, value_on
 from backlight.rules.relevance_flow import BIASES, Flow, Node, class_activation, held, same
 from backlight.rules.windows import Layer
 
