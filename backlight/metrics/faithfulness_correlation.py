@@ -1,0 +1,169 @@
+"""FaithfulnessCorrelation and Fidelity: does the score fall most where the map says it would?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from backlight.errors import InputError, UnknownNameError
+from backlight.metrics.case import Case
+from backlight.metrics.correlation import pearson
+from backlight.metrics.draws import Seed, drawn
+from backlight.metrics.fills import Fill, filled
+from backlight.metrics.maps import region_sums, stacked
+from backlight.metrics.metric import Metric
+from backlight.metrics.patches import grid, pixels
+from backlight.metrics.scorer import BATCH_SIZE, Scorer
+from backlight.shapes import Float
+
+UNITS = ("patch", "position", "feature")
+
+
+def faithfulness_correlation(
+    model: nn.Module,
+    inputs: Float[Tensor, "N C H W"],
+    attributions: Tensor,
+    target: Any = None,
+    *,
+    unit: str = "patch",
+    patch: float = 1 / 4,
+    subset: int = 224,
+    runs: int = 100,
+    fill: Fill = 0.0,
+    absolute: bool = True,
+    seed: Seed = 0,
+    batch_size: int = BATCH_SIZE,
+) -> Float[Tensor, "*M N"]:
+    """Pearson's correlation of the map's sum over a subset with the fall of the score when the subset is replaced.
+
+    Bhatt et al. 2020. Higher is better, in [-1, 1]; NaN where the sums or the falls do not vary.
+
+    Args:
+        attributions: `[N, C, H, W]`, `[N, 1, H, W]`, or either with a leading axis of methods: all methods see the same
+            replaced inputs, whose scores are computed once.
+        unit: "patch": each patch of a grid, once, in all channels (Semantic Pullbacks, equations 29 to 31). "position":
+            `runs` random subsets of `subset` positions, in all channels. "feature": of `subset` entries of the input,
+            as in Quantus.
+        patch: the side of a patch; see `backlight.metrics.patches.pixels`.
+        fill: what replaces the subset; see `backlight.metrics.fills`.
+        absolute: sum absolute values, which cannot tell a map from its negative.
+        seed: one for all samples, or one a sample.
+
+    Raises:
+        UnknownNameError: another unit.
+        InputError: a subset or number of runs that does not fit.
+    """
+    maps, single = stacked(attributions, inputs)
+    maps = maps.abs() if absolute else maps
+    scorer = Scorer(model, inputs, target, batch_size)
+    if unit not in UNITS:
+        raise UnknownNameError("unit", unit, UNITS)
+    correlate = _of_patches if unit == "patch" else _of_subsets
+    masses, drops = correlate(scorer, maps, patch, unit, subset, runs, fill, seed)
+    scores = pearson(masses, drops)
+    return scores[0] if single else scores
+
+
+def _of_patches(
+    scorer: Scorer, maps: Tensor, patch: float, unit: str, subset: int, runs: int, fill: Fill, seed: Seed
+) -> tuple[Float[Tensor, "M N P"], Float[Tensor, "N P"]]:
+    x = scorer.inputs
+    regions, count = grid(x.shape[2:], pixels(patch, x), x.device)
+    fills = filled(fill, x, count, seed)
+
+    def without(rows: Tensor, numbers: Tensor) -> Tensor:
+        inside = regions == numbers[:, None, None]
+        return torch.where(inside[:, None], fills[rows, numbers][:, None, None, None], x[rows])
+
+    masses = region_sums(maps.sum(2).flatten(2), regions.flatten(), count)
+    return masses.cpu(), scorer.drops(count, without)
+
+
+def _of_subsets(
+    scorer: Scorer, maps: Tensor, patch: float, unit: str, subset: int, runs: int, fill: Fill, seed: Seed
+) -> tuple[Float[Tensor, "M N R"], Float[Tensor, "N R"]]:
+    x = scorer.inputs
+    channels = 1 if unit == "feature" else x.shape[1]
+    entries = x[0].numel() // channels
+    if not 1 <= subset <= entries or runs < 2:
+        raise InputError(
+            f"needs subsets of 1 to {entries} of {entries} {unit}s and at least 2 runs, got {subset}, {runs}"
+        )
+    chosen = drawn(
+        seed, len(x), lambda g: torch.stack([torch.randperm(entries, generator=g)[:subset] for _ in range(runs)]), x
+    ).long()
+    return subset_masses(maps, chosen, channels), subset_drops(scorer, chosen, channels, filled(fill, x, runs, seed))
+
+
+def subset_masses(maps: Float[Tensor, "M N C H W"], chosen: Tensor, channels: int) -> Float[Tensor, "M N R"]:
+    """Sums of maps over subsets `chosen`, `[N, R, k]` indices of positions (`channels` > 1) or features (1)."""
+    flat = maps.flatten(2) if channels == 1 else maps.sum(2).flatten(2)
+    taken = [flat[:, row][:, chosen[row]].double().sum(-1) for row in range(len(chosen))]
+    return torch.stack(taken, 1).cpu()
+
+
+def subset_drops(scorer: Scorer, chosen: Tensor, channels: int, fills: Float[Tensor, "N R"]) -> Float[Tensor, "N R"]:
+    """Falls of the score where subsets are replaced."""
+    x = scorer.inputs
+
+    def without(rows: Tensor, numbers: Tensor) -> Tensor:
+        flat = x[rows].reshape(len(rows), channels, -1)
+        index = chosen[rows, numbers][:, None].expand(-1, channels, -1)
+        values = fills[rows, numbers][:, None, None].expand_as(index)
+        return flat.scatter(2, index, values).reshape(len(rows), *x.shape[1:])
+
+    return scorer.drops(chosen.shape[1], without)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaithfulnessCorrelation(Metric):
+    """Correlation of a map's sums over patches, or random subsets, with falls of the score."""
+
+    source: ClassVar[str] = "Bhatt et al. 2020; Semantic Pullbacks, equations 29 to 31"
+    formula: ClassVar[str] = "Pearson over subsets S of (sum_S |phi|, f(x) - f(x without S))"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "pullbacks": {},
+        "signed": {"absolute": False},
+        "quantus": {"unit": "feature", "subset": 224, "runs": 100, "fill": "min", "absolute": False},
+    }
+
+    unit: str = "patch"
+    patch: float = 1 / 4
+    subset: int = 224
+    runs: int = 100
+    fill: Fill = 0.0
+    absolute: bool = True
+
+    def __call__(self, case: Case) -> Tensor:
+        return faithfulness_correlation(
+            case.model,
+            case.inputs,
+            case.attributions,
+            case.chosen,
+            seed=case.seed,
+            batch_size=case.batch_size,
+            **self.settings(),
+        )
+
+    @property
+    def sees_sign(self) -> bool:
+        return not self.absolute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity(FaithfulnessCorrelation):
+    """Correlation of a signed map's sums over random subsets of positions with falls of the score."""
+
+    source: ClassVar[str] = "Bhatt et al. 2020; iERF framework, section V-A"
+    formula: ClassVar[str] = "Pearson over random S of (sum_S phi, f(x) - f(x without S)), |S| = 200 positions"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "ierf": {},
+        "quantus": FaithfulnessCorrelation.presets["quantus"],
+    }
+
+    unit: str = "position"
+    subset: int = 200
+    absolute: bool = False

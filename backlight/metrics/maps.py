@@ -1,0 +1,46 @@
+"""The maps that are measured: of one method or several, brought to the shape of the samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backlight.errors import InputError, NonFiniteError
+from backlight.metrics.correlation import precise
+from backlight.shapes import Float
+
+
+def stacked(attributions: Tensor, inputs: Float[Tensor, "N C *space"]) -> tuple[Float[Tensor, "M N C *space"], bool]:
+    """Maps of M methods, and whether the axis of methods was added here.
+
+    `attributions`: `[N, C, *space]`, `[N, 1, *space]` (one value a position stands for every channel), or either with a
+    leading axis of methods.
+
+    Raises:
+        InputError: another shape.
+        NonFiniteError: NaN or infinite entries.
+    """
+    single = attributions.ndim == inputs.ndim
+    maps = attributions[None] if single else attributions
+    fits = maps.ndim == inputs.ndim + 1 and maps.shape[1] == len(inputs) and maps.shape[3:] == inputs.shape[2:]
+    if not fits or maps.shape[2] not in (1, inputs.shape[1]):
+        raise InputError(
+            f"expected attributions {list(inputs.shape)}, with one channel or all, and perhaps an axis of methods "
+            f"before, got {list(attributions.shape)}"
+        )
+    if not bool(maps.isfinite().all()):
+        raise NonFiniteError("a map to measure must be finite")
+    return maps.detach().expand(-1, -1, inputs.shape[1], *(-1,) * (inputs.ndim - 2)), single
+
+
+def positions(maps: Float[Tensor, "*M N C H W"]) -> Float[Tensor, "*M N H W"]:
+    """One signed value a position: the sum over channels."""
+    return maps.sum(-3)
+
+
+def region_sums(values: Float[Tensor, "*rows S"], regions: Tensor, count: int) -> Float[Tensor, "*rows count"]:
+    """Sums of `values` over numbered regions, in double precision. `regions`: `[S]`, -1 where there is none."""
+    flat = precise(values).reshape(-1, values.shape[-1])
+    sums = torch.zeros(len(flat), count + 1, dtype=flat.dtype, device=flat.device)
+    sums.index_add_(1, torch.where(regions < 0, count, regions).to(flat.device), flat)
+    return sums[:, :count].reshape(*values.shape[:-1], count)
