@@ -57,7 +57,9 @@ class MethodExplainer(Explainer):
         return found.value
 
     def reseeded(self, seed: int) -> Explainer:
-        return MethodExplainer(replace(self.method, seed=seed), self.batch_size) if self.random else self
+        if not self.random:
+            return self
+        return MethodExplainer(replace(self.method, seed=seed), self.batch_size)  # type: ignore[call-arg]
 
     @property
     def random(self) -> bool:
