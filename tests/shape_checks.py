@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from beartype import beartype
-from beartype.roar import BeartypeDecorHintPep3119Exception
+from beartype.roar import BeartypeDecorHintPep673Exception, BeartypeDecorHintPep3119Exception
 
 F = TypeVar("F", bound=Callable)
 
 
 def checked(function: F) -> F:
-    """The function with its annotations checked; as it is where one is a protocol that Python cannot check.
+    """The function with its annotations checked; as it is where one is a protocol or `Self`, which cannot be checked.
 
     Functions inside functions are left alone: their shapes are those of the function that made them.
     """
@@ -20,5 +20,5 @@ def checked(function: F) -> F:
         return function
     try:
         return beartype(function)
-    except BeartypeDecorHintPep3119Exception:
+    except (BeartypeDecorHintPep3119Exception, BeartypeDecorHintPep673Exception):
         return function

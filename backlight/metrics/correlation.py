@@ -30,10 +30,11 @@ def spearman(a: Float[Tensor, "*rows P"], b: Float[Tensor, "*rows_ P"]) -> Float
 
 def ranks(values: Float[Tensor, "*rows P"]) -> Float[Tensor, "*rows P"]:
     """Ranks from 1; tied values share the mean of theirs. NaN ranks are NaN."""
-    values = precise(values)
-    below = (values[..., None, :] < values[..., :, None]).sum(-1)
-    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
-    return torch.where(values.isnan(), torch.nan, below + (equal + 1) / 2).to(values)
+    values = precise(values).contiguous()
+    ordered = values.sort(-1).values
+    below = torch.searchsorted(ordered, values, right=False)
+    upto = torch.searchsorted(ordered, values, right=True)
+    return torch.where(values.isnan(), torch.nan, (below + upto + 1).to(values) / 2)
 
 
 def precise(values: Tensor) -> Tensor:
