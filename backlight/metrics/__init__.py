@@ -15,8 +15,20 @@ from backlight.errors import UnknownNameError
 from backlight.metrics.case import Case
 from backlight.metrics.explainers import Explainer, as_explainer
 from backlight.metrics.faithfulness_correlation import FaithfulnessCorrelation, Fidelity, faithfulness_correlation
+from backlight.metrics.faithfulness_estimate import FaithfulnessEstimate, faithfulness_estimate
 from backlight.metrics.infidelity import Infidelity, infidelity
+from backlight.metrics.insertion_deletion import (
+    Curve,
+    Deletion,
+    Insertion,
+    RelevanceGain,
+    auc,
+    deletion_curve,
+    insertion_curve,
+    relevance_gain,
+)
 from backlight.metrics.metric import Metric
+from backlight.metrics.monotonicity_correlation import MonotonicityCorrelation, monotonicity_correlation
 
 METRICS: dict[str, type[Metric]] = {
     found.__name__: found
@@ -24,6 +36,11 @@ METRICS: dict[str, type[Metric]] = {
         Infidelity,
         FaithfulnessCorrelation,
         Fidelity,
+        FaithfulnessEstimate,
+        MonotonicityCorrelation,
+        Insertion,
+        Deletion,
+        RelevanceGain,
     )
 }
 
@@ -44,13 +61,25 @@ def metric(name: str) -> type[Metric]:
 __all__ = [
     "METRICS",
     "Case",
+    "Curve",
+    "Deletion",
     "Explainer",
     "FaithfulnessCorrelation",
+    "FaithfulnessEstimate",
     "Fidelity",
     "Infidelity",
+    "Insertion",
     "Metric",
+    "MonotonicityCorrelation",
+    "RelevanceGain",
     "as_explainer",
+    "auc",
+    "deletion_curve",
     "faithfulness_correlation",
+    "faithfulness_estimate",
     "infidelity",
+    "insertion_curve",
     "metric",
+    "monotonicity_correlation",
+    "relevance_gain",
 ]
