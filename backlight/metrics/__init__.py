@@ -27,8 +27,10 @@ from backlight.metrics.insertion_deletion import (
     insertion_curve,
     relevance_gain,
 )
+from backlight.metrics.max_sensitivity import MaxSensitivity, max_sensitivity
 from backlight.metrics.metric import Metric
 from backlight.metrics.monotonicity_correlation import MonotonicityCorrelation, monotonicity_correlation
+from backlight.metrics.stability import Stability, stability
 
 METRICS: dict[str, type[Metric]] = {
     found.__name__: found
@@ -41,6 +43,8 @@ METRICS: dict[str, type[Metric]] = {
         Insertion,
         Deletion,
         RelevanceGain,
+        MaxSensitivity,
+        Stability,
     )
 }
 
@@ -69,9 +73,11 @@ __all__ = [
     "Fidelity",
     "Infidelity",
     "Insertion",
+    "MaxSensitivity",
     "Metric",
     "MonotonicityCorrelation",
     "RelevanceGain",
+    "Stability",
     "as_explainer",
     "auc",
     "deletion_curve",
@@ -79,7 +85,9 @@ __all__ = [
     "faithfulness_estimate",
     "infidelity",
     "insertion_curve",
+    "max_sensitivity",
     "metric",
     "monotonicity_correlation",
     "relevance_gain",
+    "stability",
 ]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from backlight.engine.evaluation import Cost
+from backlight.engine.targets import Logit, Target, as_target
 from backlight.errors import InputError
+from backlight.methods.baseline import unchanged
 from backlight.methods.method import Method
 from backlight.shapes import Float
 
@@ -41,17 +45,17 @@ class Explainer:
 
 @dataclass
 class MethodExplainer(Explainer):
-    """A method of Backlight. `batch_size`: the most samples in one of its passes."""
+    """A method of Backlight. `batch_size`: the most samples in one of its passes.
+
+    With other draws or for another network it counts into the same `cost`.
+    """
 
     method: Method
     batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        self.cost = Cost()
+    cost: Cost = field(default_factory=Cost)
 
     def __call__(self, inputs: Tensor, target: Any) -> Tensor:
         found = self.method.explain(inputs, target, internal_batch_size=self.batch_size)
-        assert self.cost is not None
         self.cost.forwards += found.cost.forwards
         self.cost.backwards += found.cost.backwards
         return found.value
@@ -59,7 +63,7 @@ class MethodExplainer(Explainer):
     def reseeded(self, seed: int) -> Explainer:
         if not self.random:
             return self
-        return MethodExplainer(replace(self.method, seed=seed), self.batch_size)  # type: ignore[call-arg]
+        return replace(self, method=replace(self.method, seed=seed))  # type: ignore[call-arg]
 
     @property
     def random(self) -> bool:
@@ -67,33 +71,112 @@ class MethodExplainer(Explainer):
         return "seed" in self.method.settings()
 
     def on(self, model: nn.Module) -> Explainer:
-        return MethodExplainer(replace(self.method, model=model), self.batch_size)
+        return replace(self, method=replace(self.method, model=model))
 
 
 @dataclass
 class FunctionExplainer(Explainer):
-    """Any function `(inputs, target) -> maps`."""
+    """Any function `(inputs, target) -> maps`. The target is a tensor `[N]` of class indices where it is a logit."""
 
     function: Callable[[Tensor, Any], Tensor]
 
     def __call__(self, inputs: Tensor, target: Any) -> Tensor:
-        return self.function(inputs, target)
+        return self.function(inputs, class_indices(target, inputs))
 
 
 @dataclass
 class CaptumExplainer(Explainer):
-    """An attribution object of Captum, with the keywords of its `attribute`. Captum's draws are torch's global ones."""
+    """An attribution object of Captum, with the keywords of its `attribute`, which are the same for all samples.
+
+    Captum draws from global generators: they are seeded here and put back. Methods that draw get one sample at a time,
+    so that its draws depend on no other.
+    """
 
     attribution: Any
     settings: dict[str, Any]
+    seed: int = 0
+    draws: bool | None = None  # found out at the first batch
 
     def __call__(self, inputs: Tensor, target: Any) -> Tensor:
-        return self.attribution.attribute(inputs, target=target, **self.settings).detach()
+        model = self.attribution.forward_func
+        index = class_indices(target, inputs)
+        with unchanged(model if isinstance(model, nn.Module) else nn.Identity()):
+            if not self.draws or len(inputs) == 1:
+                found, self.draws = self._attributed(inputs, index)
+                if not self.draws or len(inputs) == 1:
+                    return found
+            each = index.split(1) if isinstance(index, Tensor) else [index] * len(inputs)
+            return torch.cat([self._attributed(x, one)[0] for x, one in zip(inputs.split(1), each, strict=True)])
+
+    def _attributed(self, inputs: Tensor, index: Any) -> tuple[Tensor, bool]:
+        """The maps, and whether they were drawn for."""
+        torch.manual_seed(self.seed)
+        np.random.seed(self.seed % 2**32)
+        before = _generator_states(inputs.device)
+        found = self.attribution.attribute(inputs, target=index, **self.settings).detach()
+        return found, before != _generator_states(inputs.device)
+
+    def reseeded(self, seed: int) -> Explainer:
+        return replace(self, seed=seed)
 
     def on(self, model: nn.Module) -> Explainer:
-        moved = copy(self.attribution)
-        moved.forward_func = model
-        return CaptumExplainer(moved, self.settings)
+        if not isinstance(self.attribution.forward_func, nn.Module):
+            raise InputError("this attribution of Captum explains a function, not a module: it cannot be moved")
+        return replace(self, attribution=_moved(self.attribution, self.attribution.forward_func, model))
+
+
+def _generator_states(device: torch.device) -> tuple[bytes, ...]:
+    """Of torch and numpy, to see whether they were drawn from."""
+    state: Any = np.random.get_state()
+    cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    return torch.get_rng_state().numpy().tobytes(), state[1].tobytes(), str(state[2]).encode(), cuda
+
+
+def _moved(attribution: Any, old: nn.Module, new: nn.Module) -> Any:
+    """Captum's object with a network and its layers replaced by those of another network, by name."""
+    moved = copy(attribution)
+    names = {id(module): name for name, module in old.named_modules()}
+    for key, value in vars(attribution).items():
+        if id(value) in names:
+            setattr(moved, key, new.get_submodule(names[id(value)]))
+        elif hasattr(value, "attribute") and hasattr(value, "forward_func"):
+            setattr(moved, key, _moved(value, old, new))
+    return moved
+
+
+def class_indices(target: Any, inputs: Tensor) -> Any:
+    """One class index a sample, `[N]`, where the target is a logit; other targets as they are."""
+    if type(target) is not Logit or target.index is None or isinstance(target.index, tuple):
+        return target
+    return torch.as_tensor(target.index, device=inputs.device).reshape(-1).expand(len(inputs))
+
+
+def decided(target: Any, samples: int) -> Target:
+    """A target that is the same wherever the inputs move.
+
+    Raises:
+        InputError: one that is left to the output, whose largest class may be another one there.
+        TargetError: one that does not fit the samples.
+    """
+    found = as_target(target)
+    if found.chooses:
+        raise InputError("an explanation is made again: give the class of each sample, it must not be chosen anew")
+    found.check(samples)
+    return found
+
+
+def explained(
+    explainer: Explainer, inputs: Float[Tensor, "N C *space"], target: Target, batch_size: int
+) -> Float[Tensor, "N _ *space"]:
+    """Maps of all samples, of at most `batch_size` at a time."""
+    pieces = torch.arange(len(inputs)).split(_positive(batch_size))
+    return torch.cat([explainer(inputs[rows], target.rows(rows)).detach() for rows in pieces])
+
+
+def _positive(batch_size: int) -> int:
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    return batch_size
 
 
 def as_explainer(explainer: Any, **settings: Any) -> Explainer:
