@@ -23,6 +23,7 @@ _ROOMS = {
     "backlight.rules": "rule_set Relative",
     "backlight.methods.token_fields": "TokenFields",
     "backlight.robustness": "manipulate Manipulation Attack",
+    "backlight.evaluation": "evaluate Evaluation",
     "backlight.models": "load LoadedModel available_models",
     "backlight.methods.class_model": "ClassModel ClassImage",
     "backlight.methods.weak_segmentation": "weak_segmentation Segmentation",

@@ -205,20 +205,19 @@ def read_mask(path: str | os.PathLike[str]) -> Bool[np.ndarray, "H W"]:
     """
     try:
         with Image.open(path) as image:
-            values = np.asarray(ImageOps.exif_transpose(image))
+            there: np.ndarray = np.asarray(ImageOps.exif_transpose(image)) != 0
     except Exception as error:  # as in read_image: decoders raise nearly anything
         raise ImageError(f"cannot read the mask {str(path)!r}: {' '.join(str(error).split())}") from None
-    if values.ndim == 3:
-        values = (values[..., :-1] if values.shape[-1] in (2, 4) else values).any(-1)
-    return values != 0
+    if there.ndim == 2:
+        return there
+    return (there[..., :-1] if there.shape[-1] in (2, 4) else there).any(-1)
 
 
 def _fingerprint(entries: dict[str, _Entry]) -> str:
     found = hashlib.sha256()
     for name in sorted(entries):
         entry = entries[name]
-        sizes = [
-            path.stat().st_size if path is not None and path.is_file() else -1 for path in (entry.path, entry.mask)
-        ]
+        paths = (entry.path, entry.mask)
+        sizes = [path.stat().st_size if path is not None and path.is_file() else -1 for path in paths]
         found.update(f"{name}\0{entry.target}\0{sizes}\n".encode())
     return found.hexdigest()

@@ -38,7 +38,7 @@ def footnotes(evaluation: Evaluation) -> list[Footnote]:
 
 
 def controls_above(evaluation: Evaluation, metric: str) -> str:
-    """That the best control's mean is better than the best method's; and which methods a control beats in the median."""
+    """That the best control's mean is better than the best method's; which methods a control beats in the median."""
     sign = 1 if evaluation.higher_is_better(metric) else -1
     table = evaluation.table(metric)
     methods = {name: one for name, one in table.items() if not is_control(name) and one.n}
@@ -63,9 +63,7 @@ def controls_above(evaluation: Evaluation, metric: str) -> str:
 def signs(evaluation: Evaluation, metric: str) -> dict[str, str]:
     """That a metric gives a map and its negative the same scores, or the negative better ones."""
     values = dict(zip(evaluation.methods, evaluation.values(metric), strict=True))
-    pairs = [
-        name.removeprefix(MINUS) for name in values if name.startswith(MINUS) and name.removeprefix(MINUS) in values
-    ]
+    pairs = [name for name in values if MINUS + name in values]
     pairs = [name for name in pairs if not np.isnan(values[name] - values[MINUS + name]).all()]
     declared = not evaluation.run["identity"]["metrics"][metric]["sees_sign"]
     if all(_equal(values[name], values[MINUS + name]) for name in pairs) and (pairs or declared):
@@ -82,7 +80,7 @@ def signs(evaluation: Evaluation, metric: str) -> dict[str, str]:
 def undefined(evaluation: Evaluation, metric: str) -> str:
     """For how many samples a metric has no value."""
     total = len(evaluation.samples)
-    counts = {one.n for one in evaluation.table(metric).values()}
+    counts = {one.n for name, one in evaluation.table(metric).items() if not is_control(name)}
     if not total or counts == {total}:
         return ""
     if counts == {0}:

@@ -209,7 +209,7 @@ def _make_folder(folder: Path) -> None:
 
 def _locked(folder: Path) -> Any:
     """A file that is locked as long as it is open, also where the process is killed."""
-    file = (folder / PARTS / "lock").open("w")
+    file = (folder / PARTS / ".lock").open("w")
     try:
         import fcntl
     except ImportError:  # Windows has no such lock

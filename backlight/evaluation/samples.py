@@ -54,11 +54,8 @@ class TensorSamples:
         self.names = [str(place) for place in range(count)] if names is None else list(names)
         self._targets = [None] * count if targets is None else [int(target) for target in targets]
         self._inputs, self._masks = inputs, masks
-        lengths = {
-            "targets": len(self._targets),
-            "names": len(self.names),
-            "masks": count if masks is None else len(masks),
-        }
+        lengths = {"targets": len(self._targets), "names": len(self.names)}
+        lengths |= {} if masks is None else {"masks": len(masks)}
         wrong = {what: length for what, length in lengths.items() if length != count}
         if wrong or len(set(self.names)) != count:
             raise InputError(f"expected {count} targets, masks and distinct names, got {wrong or 'a name twice'}")

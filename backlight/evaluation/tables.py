@@ -65,7 +65,7 @@ def differences(evaluation: Evaluation, baseline: str | None = None) -> Grid:
     """A row for each explanation but the baseline: differences with their intervals, and win rates."""
     name = baseline or evaluation.baseline
     others = [one for one in evaluation.methods if one != name]
-    heads = [Cell(f"minus {name}, wins"), *(Cell(head(evaluation, one)) for one in evaluation.metrics)]
+    heads = [Cell(f"difference from {name}, wins"), *(Cell(head(evaluation, one)) for one in evaluation.metrics)]
     rows = [[Cell(one)] for one in others]
     for metric in evaluation.metrics:
         found = evaluation.paired(metric, name)
@@ -179,6 +179,8 @@ def formatter(values: Sequence[float], sign: bool = False) -> Callable[[float], 
     form = f"{'+' if sign else ''}.{min(max(decimals, 0), 5)}f" if -3 < decimals < 6 else f"{'+' if sign else ''}.2e"
 
     def shown(value: float) -> str:
+        if value == 0:
+            return "0"
         return NONE if math.isnan(value) else format(value, form).replace("-", "−")
 
     return shown
