@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from backlight.engine.targets import Logit, Target, output_tensor
 from backlight.errors import InputError
 from backlight.metrics.draws import Seed
-from backlight.metrics.explainers import Explainer, as_explainer
+from backlight.metrics.explainers import Explainer, as_explainer, explained
 from backlight.metrics.maps import stacked
 from backlight.metrics.scorer import BATCH_SIZE, Scorer
 from backlight.shapes import Bool, Float, Int
@@ -54,10 +54,9 @@ class Case:
         self._maps = dict(self.maps)
         if not self.names:
             raise InputError("a case needs at least one explanation: explainers={name: ...} or maps={name: ...}")
-        if self.masks is not None and self.masks.shape != (len(self.inputs), *self.inputs.shape[2:]):
-            raise InputError(
-                f"expected masks {[len(self.inputs), *self.inputs.shape[2:]]}, got {list(self.masks.shape)}"
-            )
+        shape = (len(self.inputs), *self.inputs.shape[2:])
+        if self.masks is not None and (self.masks.shape != shape or self.masks.dtype != torch.bool):
+            raise InputError(f"expected bool masks {list(shape)}, got {self.masks.dtype} {list(self.masks.shape)}")
         scorer = Scorer(self.model, self.inputs, self.target, self.batch_size)
         self.chosen: Target = scorer.target
 
@@ -69,13 +68,21 @@ class Case:
     def map(self, name: str) -> Tensor:
         """One explanation's maps; computed when first asked for."""
         if name not in self._maps:
-            self._maps[name] = self._explainers[name](self.inputs, self.chosen).detach()
+            self._maps[name] = explained(self._explainers[name], self.inputs, self.chosen, self.batch_size)
         return self._maps[name]
 
     @cached_property
     def attributions(self) -> Float[Tensor, "M N C H W"]:
         """All maps, at the shape of the samples."""
-        return torch.stack([stacked(self.map(name), self.inputs)[0][0] for name in self.names])
+        return torch.stack([self._of_one_method(name) for name in self.names])
+
+    def _of_one_method(self, name: str) -> Float[Tensor, "N C H W"]:
+        maps, single = stacked(self.map(name), self.inputs)
+        if not single:
+            raise InputError(
+                f"{name!r} is one explanation: expected maps [N, C, H, W], got {list(self.map(name).shape)}"
+            )
+        return maps[0]
 
     def explainer(self, name: str) -> Explainer:
         """What makes an explanation. Raises `InputError` where only its maps were given."""

@@ -19,17 +19,26 @@ def generators(seed: Seed, samples: int) -> list[torch.Generator]:
     Raises:
         InputError: a number of seeds that is not the number of samples.
     """
-    seeds = [seed] * samples if isinstance(seed, int) else [int(one) for one in seed]
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * samples
     if len(seeds) != samples:
         raise InputError(f"{len(seeds)} seeds for {samples} samples")
-    return [torch.Generator().manual_seed(one) for one in seeds]
+    return [torch.Generator().manual_seed(int(one)) for one in seeds]
 
 
-def drawn(
-    seed: Seed, samples: int, draw: Callable[[torch.Generator], Tensor], like: Tensor
-) -> Float[Tensor, "N *shape"]:
-    """`draw(generator)` of each sample, stacked, on the device and of the floating point type of `like`."""
-    return torch.stack([draw(generator) for generator in generators(seed, samples)]).to(like)
+def further(seed: Seed, number: int) -> Seed:
+    """The seeds of the stream of draws with this number; number 0 is `seed` itself."""
+    step = 1_000_003 * number
+    return [one + step for one in seed] if isinstance(seed, Sequence) else seed + step
+
+
+def drawn(seed: Seed, samples: int, draw: Callable[[torch.Generator], Tensor], like: Tensor) -> Tensor:
+    """`draw(generator)` of each sample, `[N, *shape]`, on the device of `like`; floating point draws in its type.
+
+    Where all samples have one seed, there is one draw, which they share: read it only.
+    """
+    found = torch.stack([draw(one) for one in generators(seed, samples if isinstance(seed, Sequence) else 1)])
+    found = found.to(like) if found.is_floating_point() else found.to(like.device)
+    return found.expand(samples, *found.shape[1:])
 
 
 def uniform(

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from backlight.errors import InputError, UnknownNameError
 from backlight.metrics.case import Case
-from backlight.metrics.correlation import pearson
+from backlight.metrics.correlation import pearson, precise
 from backlight.metrics.draws import Seed, drawn
 from backlight.metrics.fills import Fill, filled
-from backlight.metrics.maps import region_sums, stacked
+from backlight.metrics.maps import positions, region_sums, stacked
 from backlight.metrics.metric import Metric
 from backlight.metrics.patches import grid, pixels
 from backlight.metrics.scorer import BATCH_SIZE, Scorer
@@ -78,7 +78,7 @@ def _of_patches(
         inside = regions == numbers[:, None, None]
         return torch.where(inside[:, None], fills[rows, numbers][:, None, None, None], x[rows])
 
-    masses = region_sums(maps.sum(2).flatten(2), regions.flatten(), count)
+    masses = region_sums(positions(maps).flatten(2), regions.flatten(), count)
     return masses.cpu(), scorer.drops(count, without)
 
 
@@ -94,14 +94,14 @@ def _of_subsets(
         )
     chosen = drawn(
         seed, len(x), lambda g: torch.stack([torch.randperm(entries, generator=g)[:subset] for _ in range(runs)]), x
-    ).long()
+    )
     return subset_masses(maps, chosen, channels), subset_drops(scorer, chosen, channels, filled(fill, x, runs, seed))
 
 
 def subset_masses(maps: Float[Tensor, "M N C H W"], chosen: Tensor, channels: int) -> Float[Tensor, "M N R"]:
     """Sums of maps over subsets `chosen`, `[N, R, k]` indices of positions (`channels` > 1) or features (1)."""
-    flat = maps.flatten(2) if channels == 1 else maps.sum(2).flatten(2)
-    taken = [flat[:, row][:, chosen[row]].double().sum(-1) for row in range(len(chosen))]
+    flat = maps.flatten(2) if channels == 1 else positions(maps).flatten(2)
+    taken = [precise(flat[:, row][:, chosen[row].to(flat.device)]).sum(-1) for row in range(len(chosen))]
     return torch.stack(taken, 1).cpu()
 
 

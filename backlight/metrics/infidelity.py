@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from backlight.errors import InputError, UnknownNameError
 from backlight.metrics.case import Case
 from backlight.metrics.correlation import precise
-from backlight.metrics.draws import Seed, generators
+from backlight.metrics.draws import Seed, drawn, further
 from backlight.metrics.fills import Fill, filled
-from backlight.metrics.maps import region_sums, stacked
+from backlight.metrics.maps import positions, region_sums, stacked
 from backlight.metrics.metric import Metric
 from backlight.metrics.patches import grid, pixels
 from backlight.metrics.scorer import BATCH_SIZE, Scorer
-from backlight.shapes import Float
+from backlight.shapes import Float, Int
 
 SCALINGS = ("optimal", "positive", "none")
 
@@ -66,13 +66,16 @@ def infidelity(
         raise InputError(f"needs repeats, patches and squares, got {repeats}, {tuple(patches)} and {squares}")
     maps, single = stacked(attributions, inputs)
     scorer = Scorer(model, inputs, target, batch_size)
-    sides = [pixels(patch, inputs) for patch in patches]
-    parts = [
-        _swept(scorer, maps, side, repeats, filled_sweeps(fill, inputs, side, repeats, seed, number, low, high))
-        if cumulative
-        else _squared(scorer, maps, side, repeats * squares, fill, seed, number, low, high)
-        for number, side in enumerate(sides)
-    ]
+    parts = []
+    for number, side in enumerate(pixels(patch, inputs) for patch in patches):
+        if cumulative:
+            fills = filled_sweeps(fill, scorer.inputs, side, repeats, seed, number, low, high)
+            parts.append(swept(scorer, maps, side, fills))
+        else:
+            count = repeats * squares
+            corners = drawn_corners(scorer.inputs, side, count, further(seed, 2 * number))
+            fills = filled(fill, scorer.inputs, count, further(seed, 2 * number + 1), low, high)
+            parts.append(squared(scorer, maps, side, corners, fills))
     scores = scaled_error([a for a, _ in parts], [b for _, b in parts], scaling, pooled)
     return scores[0] if single else scores
 
@@ -91,72 +94,76 @@ def scaled_error(
 
 def filled_sweeps(
     fill: Fill, inputs: Tensor, side: int, repeats: int, seed: Seed, number: int, low: float, high: float
-) -> Float[Tensor, "N repeats P"]:
-    """The number that each patch of each sweep is filled with."""
+) -> Float[Tensor, "N R P"]:
+    """The number that each patch of each sweep is filled with; `number`: of the size of patches."""
     count = grid(inputs.shape[2:], side)[1]
-    values = filled(fill, inputs, repeats * count, _apart(seed, number, len(inputs)), low, high)
+    values = filled(fill, inputs, repeats * count, further(seed, number), low, high)
     return values.reshape(len(inputs), repeats, count)
 
 
-def _swept(
-    scorer: Scorer, maps: Tensor, side: int, repeats: int, fills: Float[Tensor, "N R P"]
+def drawn_corners(inputs: Float[Tensor, "N C H W"], side: int, count: int, seed: Seed) -> Int[Tensor, "N 2 count"]:
+    """Upper left corners, (row, column), of squares that lie inside the image, at uniformly drawn places."""
+    room = torch.tensor([[size - side + 1] for size in inputs.shape[2:]])
+    return drawn(seed, len(inputs), lambda g: (torch.rand(2, count, generator=g) * room).long(), inputs)
+
+
+def swept(
+    scorer: Scorer, maps: Float[Tensor, "M N C H W"], side: int, fills: Float[Tensor, "N R P"]
 ) -> tuple[Float[Tensor, "M N J"], Float[Tensor, "N J"]]:
+    """Masses and falls of cumulative sweeps over a grid of patches, J = R P of them."""
     x = scorer.inputs
     regions, count = grid(x.shape[2:], side, x.device)
 
-    def swept(rows: Tensor, numbers: Tensor) -> Tensor:
+    def covered(rows: Tensor, numbers: Tensor) -> Tensor:
         values = fills[rows, numbers // count][:, regions]
-        covered = regions <= (numbers % count)[:, None, None]
-        return torch.where(covered[:, None], values[:, None], x[rows])
+        inside = regions <= (numbers % count)[:, None, None]
+        return torch.where(inside[:, None], values[:, None], x[rows])
 
-    of_input = region_sums((maps * x).sum(2).flatten(2), regions.flatten(), count)[:, :, None]
-    of_map = region_sums(maps.sum(2).flatten(2), regions.flatten(), count)[:, :, None]
-    masses = (of_input - precise(fills).to(of_map.device) * of_map).cumsum(-1)
-    return masses.flatten(2).cpu(), scorer.drops(repeats * count, swept)
+    def masses(row: int) -> Tensor:
+        of_input, of_map = (region_sums(sums.flatten(1), regions.flatten(), count) for sums in _sums(maps, x, row))
+        return (of_input[:, None] - precise(fills[row]).to(of_map.device) * of_map[:, None]).cumsum(-1).flatten(1)
+
+    found = torch.stack([masses(row).cpu() for row in range(len(x))], 1)
+    return found, scorer.drops(found.shape[-1], covered)
 
 
-def _squared(
-    scorer: Scorer, maps: Tensor, side: int, count: int, fill: Fill, seed: Seed, number: int, low: float, high: float
+def squared(
+    scorer: Scorer,
+    maps: Float[Tensor, "M N C H W"],
+    side: int,
+    corners: Int[Tensor, "N 2 J"],
+    fills: Float[Tensor, "N J"],
 ) -> tuple[Float[Tensor, "M N J"], Float[Tensor, "N J"]]:
+    """Masses and falls of squares of which each is replaced alone."""
     x = scorer.inputs
-    height, width = x.shape[2:]
-    own = _apart(seed, number, len(x))
-    fills = filled(fill, x, count, [one + 1 for one in own], low, high)
-    places = [torch.rand(2, count, generator=generator) for generator in generators(own, len(x))]
-    room = torch.tensor([[height - side + 1], [width - side + 1]])
-    corners = torch.stack([(place * room).long() for place in places]).to(x.device)  # [N, 2, count]
+    down, across = (torch.arange(size, device=x.device) for size in x.shape[2:])
 
-    def inside(rows: Tensor, numbers: Tensor) -> Tensor:
-        top, left = corners[rows, 0, numbers][:, None], corners[rows, 1, numbers][:, None]
-        down, across = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-        return ((down >= top) & (down < top + side))[:, :, None] & ((across >= left) & (across < left + side))[:, None]
+    def replaced(rows: Tensor, numbers: Tensor) -> Tensor:
+        top, left = corners[rows, :, numbers][:, :, None].unbind(1)
+        inside_down = (down >= top) & (down < top + side)
+        inside_across = (across >= left) & (across < left + side)
+        inside = inside_down[:, :, None] & inside_across[:, None]
+        return torch.where(inside[:, None], fills[rows, numbers][:, None, None, None], x[rows])
 
-    def squared(rows: Tensor, numbers: Tensor) -> Tensor:
-        return torch.where(inside(rows, numbers)[:, None], fills[rows, numbers][:, None, None, None], x[rows])
+    def masses(row: int) -> Tensor:
+        of_input, of_map = (_square_sums(sums, corners[row].to(sums.device), side) for sums in _sums(maps, x, row))
+        return of_input - precise(fills[row]).to(of_map.device) * of_map
 
-    of_input, of_map = _integral((maps * x).sum(2)), _integral(maps.sum(2))
-    masses = []
-    for row in range(len(x)):
-        top, left = corners[row].to(of_map.device)
-
-        def total(table: Tensor, row: int = row, top: Tensor = top, left: Tensor = left) -> Tensor:
-            table = table[:, row]
-            low, right = top + side, left + side
-            return table[:, low, right] - table[:, top, right] - table[:, low, left] + table[:, top, left]
-
-        masses.append(total(of_input) - precise(fills[row]).to(of_map.device) * total(of_map))
-    return torch.stack(masses, 1).cpu(), scorer.drops(count, squared)
+    found = torch.stack([masses(row).cpu() for row in range(len(x))], 1)
+    return found, scorer.drops(found.shape[-1], replaced)
 
 
-def _integral(values: Float[Tensor, "M N H W"]) -> Float[Tensor, "M N H1 W1"]:
-    """Sums over all rectangles from the upper left corner."""
-    return nn.functional.pad(precise(values).cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+def _sums(maps: Tensor, x: Tensor, row: int) -> tuple[Float[Tensor, "M H W"], Float[Tensor, "M H W"]]:
+    """Sums over channels of phi x and of phi at one sample: one sample's maps are in double precision at a time."""
+    phi = precise(maps[:, row])
+    return positions(phi * precise(x[row])), positions(phi)
 
 
-def _apart(seed: Seed, number: int, samples: int) -> list[int]:
-    """Seeds of one size's draws, away from those of the others."""
-    seeds = [seed] * samples if isinstance(seed, int) else list(seed)
-    return [one + 1_000_003 * number for one in seeds]
+def _square_sums(values: Float[Tensor, "M H W"], corners: Int[Tensor, "2 J"], side: int) -> Float[Tensor, "M J"]:
+    """Sums over squares, from the sums over all rectangles at the upper left corner of the image."""
+    table = nn.functional.pad(values.cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+    (top, left), (low, right) = corners, corners + side
+    return table[:, low, right] - table[:, top, right] - table[:, low, left] + table[:, top, left]
 
 
 @dataclass(frozen=True, kw_only=True)

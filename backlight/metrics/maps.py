@@ -30,12 +30,12 @@ def stacked(attributions: Tensor, inputs: Float[Tensor, "N C *space"]) -> tuple[
         )
     if not bool(maps.isfinite().all()):
         raise NonFiniteError("a map to measure must be finite")
-    return maps.detach().expand(-1, -1, inputs.shape[1], *(-1,) * (inputs.ndim - 2)), single
+    return maps.detach().to(inputs.device).expand(-1, -1, inputs.shape[1], *(-1,) * (inputs.ndim - 2)), single
 
 
 def positions(maps: Float[Tensor, "*M N C H W"]) -> Float[Tensor, "*M N H W"]:
-    """One signed value a position: the sum over channels."""
-    return maps.sum(-3)
+    """One signed value a position: the sum over channels, in double precision."""
+    return (maps.cpu() if maps.device.type == "mps" else maps).detach().sum(-3, dtype=torch.float64)
 
 
 def region_sums(values: Float[Tensor, "*rows S"], regions: Tensor, count: int) -> Float[Tensor, "*rows count"]:

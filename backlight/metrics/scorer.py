@@ -61,15 +61,14 @@ class Scorer:
         `make(rows, numbers)`: the versions with these numbers of the samples in these rows, `[b, ...]`; both are `[b]`
         on the samples' device, with b at most the batch size. No more than b versions exist at a time.
         """
-        total = len(self.inputs) * count
-        found = torch.empty(total, dtype=torch.float64)
-        for flat in torch.arange(total).split(self.batch_size):
+        found = []
+        for flat in torch.arange(len(self.inputs) * count).split(self.batch_size):
             rows = flat // count
             versions = make(rows.to(self.inputs.device), (flat % count).to(self.inputs.device))
             if versions.ndim == 4:  # convolutions without the copies of their layout
                 versions = versions.contiguous(memory_format=torch.channels_last)
-            found[flat] = self._evaluator.scores((versions,), rows).double().cpu()
-        return found.reshape(len(self.inputs), count)
+            found.append(self._evaluator.scores((versions,), rows))
+        return torch.cat(found).cpu().double().reshape(len(self.inputs), count)
 
     def drops(self, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, "N count"]:
         """By how much each version's score is below the sample's."""
