@@ -12,10 +12,17 @@ suite read it from there.
 from __future__ import annotations
 
 from backlight.errors import UnknownNameError
+from backlight.metrics.attribution_localisation import (
+    AttributionLocalisation,
+    EnergyPointingGame,
+    attribution_localisation,
+    energy_pointing_game,
+)
 from backlight.metrics.case import Case
 from backlight.metrics.explainers import Explainer, as_explainer
 from backlight.metrics.faithfulness_correlation import FaithfulnessCorrelation, Fidelity, faithfulness_correlation
 from backlight.metrics.faithfulness_estimate import FaithfulnessEstimate, faithfulness_estimate
+from backlight.metrics.focus import Focus, focus
 from backlight.metrics.infidelity import Infidelity, infidelity
 from backlight.metrics.insertion_deletion import (
     Curve,
@@ -30,6 +37,10 @@ from backlight.metrics.insertion_deletion import (
 from backlight.metrics.max_sensitivity import MaxSensitivity, max_sensitivity
 from backlight.metrics.metric import Metric
 from backlight.metrics.monotonicity_correlation import MonotonicityCorrelation, monotonicity_correlation
+from backlight.metrics.pointing_game import PointingGame, pointing_game
+from backlight.metrics.relevance_rank_accuracy import RelevanceRankAccuracy, relevance_rank_accuracy
+from backlight.metrics.segmentation_overlap import SegmentationOverlap, segmentation_overlap
+from backlight.metrics.sparseness import Sparseness, sparseness
 from backlight.metrics.stability import Stability, stability
 
 METRICS: dict[str, type[Metric]] = {
@@ -45,6 +56,13 @@ METRICS: dict[str, type[Metric]] = {
         RelevanceGain,
         MaxSensitivity,
         Stability,
+        PointingGame,
+        AttributionLocalisation,
+        EnergyPointingGame,
+        RelevanceRankAccuracy,
+        SegmentationOverlap,
+        Focus,
+        Sparseness,
     )
 }
 
@@ -64,30 +82,44 @@ def metric(name: str) -> type[Metric]:
 
 __all__ = [
     "METRICS",
+    "AttributionLocalisation",
     "Case",
     "Curve",
     "Deletion",
+    "EnergyPointingGame",
     "Explainer",
     "FaithfulnessCorrelation",
     "FaithfulnessEstimate",
     "Fidelity",
+    "Focus",
     "Infidelity",
     "Insertion",
     "MaxSensitivity",
     "Metric",
     "MonotonicityCorrelation",
+    "PointingGame",
     "RelevanceGain",
+    "RelevanceRankAccuracy",
+    "SegmentationOverlap",
+    "Sparseness",
     "Stability",
     "as_explainer",
+    "attribution_localisation",
     "auc",
     "deletion_curve",
+    "energy_pointing_game",
     "faithfulness_correlation",
     "faithfulness_estimate",
+    "focus",
     "infidelity",
     "insertion_curve",
     "max_sensitivity",
     "metric",
     "monotonicity_correlation",
+    "pointing_game",
     "relevance_gain",
+    "relevance_rank_accuracy",
+    "segmentation_overlap",
+    "sparseness",
     "stability",
 ]

@@ -19,7 +19,7 @@ TIES = ("share", "any")
 
 
 def pointing_game(
-    attributions: Tensor, masks: Bool[Tensor, "N H W"], *, tolerance: float = 15, ties: str = "share"
+    attributions: Tensor, masks: Bool[Tensor, "N H W"], *, tolerance: float = 15.0, ties: str = "share"
 ) -> Float[Tensor, "*M N"]:
     """1 where the largest value lies on the object or within `tolerance` of it, else 0.
 
@@ -62,9 +62,9 @@ class PointingGame(Metric):
     source: ClassVar[str] = "Zhang et al. 2018; iERF framework, equation 31"
     formula: ClassVar[str] = "1 if argmax sum_c phi_c lies within 15 px of the object's mask, else 0"
     needs: ClassVar[tuple[str, ...]] = ("masks",)
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"ierf": {}, "quantus": {"tolerance": 0, "ties": "any"}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"ierf": {}, "quantus": {"tolerance": 0.0, "ties": "any"}}
 
-    tolerance: float = 15
+    tolerance: float = 15.0
     ties: str = "share"
 
     def __call__(self, case: Case) -> Tensor:
