@@ -19,6 +19,7 @@ from backlight.metrics.attribution_localisation import (
     energy_pointing_game,
 )
 from backlight.metrics.case import Case
+from backlight.metrics.completeness_error import CompletenessError, completeness_error
 from backlight.metrics.explainers import Explainer, as_explainer
 from backlight.metrics.faithfulness_correlation import FaithfulnessCorrelation, Fidelity, faithfulness_correlation
 from backlight.metrics.faithfulness_estimate import FaithfulnessEstimate, faithfulness_estimate
@@ -38,6 +39,7 @@ from backlight.metrics.max_sensitivity import MaxSensitivity, max_sensitivity
 from backlight.metrics.metric import Metric
 from backlight.metrics.monotonicity_correlation import MonotonicityCorrelation, monotonicity_correlation
 from backlight.metrics.pointing_game import PointingGame, pointing_game
+from backlight.metrics.random_logit import RandomLogit, random_logit
 from backlight.metrics.relevance_rank_accuracy import RelevanceRankAccuracy, relevance_rank_accuracy
 from backlight.metrics.segmentation_overlap import SegmentationOverlap, segmentation_overlap
 from backlight.metrics.sparseness import Sparseness, sparseness
@@ -63,6 +65,8 @@ METRICS: dict[str, type[Metric]] = {
         SegmentationOverlap,
         Focus,
         Sparseness,
+        RandomLogit,
+        CompletenessError,
     )
 }
 
@@ -84,6 +88,7 @@ __all__ = [
     "METRICS",
     "AttributionLocalisation",
     "Case",
+    "CompletenessError",
     "Curve",
     "Deletion",
     "EnergyPointingGame",
@@ -98,6 +103,7 @@ __all__ = [
     "Metric",
     "MonotonicityCorrelation",
     "PointingGame",
+    "RandomLogit",
     "RelevanceGain",
     "RelevanceRankAccuracy",
     "SegmentationOverlap",
@@ -106,6 +112,7 @@ __all__ = [
     "as_explainer",
     "attribution_localisation",
     "auc",
+    "completeness_error",
     "deletion_curve",
     "energy_pointing_game",
     "faithfulness_correlation",
@@ -117,6 +124,7 @@ __all__ = [
     "metric",
     "monotonicity_correlation",
     "pointing_game",
+    "random_logit",
     "relevance_gain",
     "relevance_rank_accuracy",
     "segmentation_overlap",
