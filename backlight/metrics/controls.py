@@ -27,6 +27,17 @@ def random_map(inputs: Float[Tensor, "N C H W"], seed: int = 0) -> Float[Tensor,
     return torch.stack(maps).to(inputs)
 
 
+def blurred_random_map(inputs: Float[Tensor, "N C H W"], seed: int = 0) -> Float[Tensor, "N C H W"]:
+    """The random map, blurred with a Gaussian of 1/16 of the shorter side: some metrics reward smoothness alone."""
+    stdev = min(inputs.shape[2:]) / 16
+    reach = max(1, round(3 * stdev))
+    weights = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * stdev**2)).to(inputs)
+    maps = F.pad(random_map(inputs, seed), (reach,) * 4, mode="replicate").flatten(0, 1)[:, None]
+    for kernel in (weights[:, None], weights[None]):
+        maps = F.conv2d(maps, kernel[None, None] / weights.sum())
+    return maps.reshape(inputs.shape)
+
+
 def constant_map(inputs: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
     """1 in every entry."""
     return torch.ones_like(inputs)
@@ -67,7 +78,7 @@ class Control(Explainer):
         if inputs.ndim != 4:
             raise InputError(f"controls are maps of images [N, C, H, W], got {list(inputs.shape)}")
         make = CONTROLS[self.name]
-        return make(inputs, self.seed) if make is random_map else make(inputs)
+        return make(inputs, self.seed) if make in (random_map, blurred_random_map) else make(inputs)
 
     def reseeded(self, seed: int) -> Explainer:
         return Control(self.name, seed)
@@ -94,6 +105,7 @@ class Negative(Explainer):
 
 CONTROLS = {
     "random": random_map,
+    "blurred random": blurred_random_map,
     "constant": constant_map,
     "centre": centre_prior,
     "edges": edge_map,

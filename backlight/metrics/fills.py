@@ -14,7 +14,7 @@ FILLS = ("uniform", "min", "mean", "max")
 
 
 def filled(
-    fill: Fill, inputs: Float[Tensor, "N C *space"], count: int, seed: Seed, low: float = -1, high: float = 1
+    fill: Fill, inputs: Float[Tensor, "N C *space"], count: int, seed: Seed, low: float = -1.0, high: float = 1.0
 ) -> Float[Tensor, "N count"]:
     """`count` numbers for each sample: a constant, "uniform" draws from [low, high], or its "min", "mean" or "max".
 

@@ -34,8 +34,8 @@ def infidelity(
     cumulative: bool = True,
     squares: int = 20,
     fill: Fill = "uniform",
-    low: float = -1,
-    high: float = 1,
+    low: float = -1.0,
+    high: float = 1.0,
     scaling: str = "optimal",
     pooled: bool = True,
     seed: Seed = 0,
@@ -177,7 +177,7 @@ class Infidelity(Metric):
         "pullbacks": {},
         "text": {"cumulative": False, "repeats": 1, "squares": 50},
         "signed": {"scaling": "positive"},
-        "quantus": {"patches": (4,), "repeats": 1, "fill": "min", "scaling": "none", "pooled": False},
+        "quantus": {"patches": (4.0,), "repeats": 1, "fill": "min", "scaling": "none", "pooled": False},
     }
 
     patches: tuple[float, ...] = (1 / 2, 1 / 4)
@@ -185,8 +185,8 @@ class Infidelity(Metric):
     cumulative: bool = True
     squares: int = 20
     fill: Fill = "uniform"
-    low: float = -1
-    high: float = 1
+    low: float = -1.0
+    high: float = 1.0
     scaling: str = "optimal"
     pooled: bool = True
 

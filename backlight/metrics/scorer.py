@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from backlight.engine.evaluation import Cost, Evaluator
 from backlight.engine.rules import GRADIENT
 from backlight.engine.sites import INPUT
 from backlight.engine.targets import Target, as_target
-from backlight.errors import InputError
+from backlight.errors import InputError, ModelError
 from backlight.shapes import Float
 
 BATCH_SIZE = 32
@@ -24,6 +26,7 @@ class Scorer:
 
     Raises:
         InputError: no samples, or a batch size below 1.
+        ModelError: batch normalisation or dropout in training mode: scores would depend on batch mates, or on chance.
         TargetError: a target that does not fit the samples.
     """
 
@@ -32,6 +35,11 @@ class Scorer:
             raise InputError(f"expected samples [N, ...] with N >= 1, got {list(inputs.shape)}")
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        for name, module in model.named_modules():
+            if module.training and isinstance(module, (_BatchNorm, _DropoutNd)):
+                raise ModelError(
+                    f"{name or 'the model'} ({type(module).__name__}) is in training mode: call model.eval()"
+                )
         self.inputs, self.batch_size = inputs.detach(), batch_size
         self._evaluator = Evaluator(model, as_target(target), GRADIENT, (INPUT,), len(inputs))
         self._evaluator.target.check(len(inputs))
