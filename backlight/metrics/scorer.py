@@ -38,7 +38,7 @@ class Scorer:
         for name, module in model.named_modules():
             if module.training and isinstance(module, (_BatchNorm, _DropoutNd)):
                 raise ModelError(
-                    f"{name or 'the model'} ({type(module).__name__}) is in training mode: call model.eval()"
+                    f"{name or type(module).__name__} is in training mode: call model.eval() first"
                 )
         self.inputs, self.batch_size = inputs.detach(), batch_size
         self._evaluator = Evaluator(model, as_target(target), GRADIENT, (INPUT,), len(inputs))
