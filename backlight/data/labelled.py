@@ -208,9 +208,8 @@ def read_mask(path: str | os.PathLike[str]) -> Bool[np.ndarray, "H W"]:
             there: np.ndarray = np.asarray(ImageOps.exif_transpose(image)) != 0
     except Exception as error:  # as in read_image: decoders raise nearly anything
         raise ImageError(f"cannot read the mask {str(path)!r}: {' '.join(str(error).split())}") from None
-    if there.ndim == 2:
-        return there
-    return (there[..., :-1] if there.shape[-1] in (2, 4) else there).any(-1)
+    there = there.reshape(*there.shape[:2], -1)
+    return np.logical_or.reduce(there[..., :-1] if there.shape[-1] in (2, 4) else there, axis=-1)
 
 
 def _fingerprint(entries: dict[str, _Entry]) -> str:

@@ -49,15 +49,15 @@ def controls_above(evaluation: Evaluation, metric: str) -> str:
     best, first = (max(group, key=lambda name: sign * group[name].mean) for group in (methods, controls))
     if sign * controls[first].mean > sign * methods[best].mean:
         said.append(
-            f"ranks {first!r} ({number(controls[first].mean)}) above every method "
-            f"(the best, {best}: {number(methods[best].mean)})"
+            f"{metric} ranks {first!r} ({number(controls[first].mean)}) above every method "
+            f"(the best, {best}: {number(methods[best].mean)})."
         )
     first = max(controls, key=lambda name: sign * controls[name].median)
     beaten = [name for name, one in methods.items() if sign * controls[first].median > sign * one.median]
     if beaten:
         which = "every method" if len(beaten) == len(methods) > 1 else ", ".join(beaten)
-        said.append(f"in the median, {first!r} is better than {which}")
-    return f"{metric} {'; '.join(said)}." if said else ""
+        said.append(f"In the median, {first!r} is better than {which}.")
+    return " ".join(said)
 
 
 def signs(evaluation: Evaluation, metric: str) -> dict[str, str]:

@@ -84,6 +84,8 @@ def bootstrap(
     defined values among them, and a resample without any has no say.
     """
     count = len(values)
+    if count < 2:
+        return [np.nan] * values.shape[1], [np.nan] * values.shape[1]
     there = ~np.isnan(values)
     filled = np.where(there, values, 0.0)
     draws = np.random.default_rng(seed)

@@ -44,7 +44,7 @@ class Grid:
 
 
 def means(evaluation: Evaluation, interval: bool = True) -> Grid:
-    """A row for each explanation: means, with their 95 % intervals or standard errors, and costs a sample."""
+    """A row for each explanation: means, with their 95 % intervals, and costs a sample."""
     notes = {note.metric: place for place, note in enumerate(evaluation.footnotes, 1)}
     heads = [Cell("method"), *(Cell(head(evaluation, one), note=notes.get(one, 0)) for one in evaluation.metrics)]
     rows = [[Cell(name)] for name in evaluation.methods]
@@ -52,8 +52,8 @@ def means(evaluation: Evaluation, interval: bool = True) -> Grid:
         table, best = evaluation.table(metric), evaluation.best(metric)
         shown = formatter([one.mean for one in table.values()])
         for row, (name, one) in zip(rows, table.items(), strict=True):
-            error = f" [{shown(one.low)}, {shown(one.high)}]" if interval else f" ± {shown(one.error)}"
-            row.append(Cell(shown(one.mean) + error * (not math.isnan(one.error)), name in best))
+            bounds = f" [{shown(one.low)}, {shown(one.high)}]" if interval and not math.isnan(one.low) else ""
+            row.append(Cell(shown(one.mean) + bounds, name in best))
     for column in COSTS:
         heads.append(Cell(column))
         for row, value in zip(rows, evaluation.cost(column).values(), strict=True):
