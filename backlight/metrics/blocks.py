@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backlight.errors import InputError, UnknownNameError
 from backlight.metrics.correlation import precise
-from backlight.metrics.maps import positions, region_sums
+from backlight.metrics.maps import region_sums
 from backlight.metrics.scorer import Scorer
 from backlight.shapes import Float, Int
 
@@ -40,7 +40,7 @@ def features(phi: Float[Tensor, "C H W"]) -> Float[Tensor, "U"]:
 
 def per_position(phi: Float[Tensor, "C H W"]) -> Float[Tensor, "U"]:
     """Units that are positions, in all channels."""
-    return positions(precise(phi)).flatten()
+    return precise(phi).sum(0).flatten()
 
 
 UNITS: dict[str, Units] = {"feature": features, "position": per_position}

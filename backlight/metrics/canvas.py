@@ -10,7 +10,7 @@ from backlight.metrics.draws import Seed, normal
 from backlight.metrics.fills import filled
 from backlight.shapes import Float
 
-Canvas = float | str | Tensor
+Canvas = int | float | str | Tensor
 CANVASES = ("zero", "mean", "blur", "noise")
 
 

@@ -28,6 +28,8 @@ def faithfulness_estimate(
     step: int | None = None,
     unit: str = "feature",
     fill: Fill = 0.0,
+    low: float = -1.0,
+    high: float = 1.0,
     absolute: bool = True,
     seed: Seed = 0,
     batch_size: int = BATCH_SIZE,
@@ -43,7 +45,7 @@ def faithfulness_estimate(
         blocks: how many, of equal size: 48 are the 3136 entries a block of Semantic Pullbacks at 224.
         step: units a block, in place of `blocks`; Quantus's features_in_step.
         unit: "feature": entries of the input, channels apart. "position": positions, all channels together.
-        fill: what replaces a block; see `backlight.metrics.fills`.
+        fill: what replaces a block; see `backlight.metrics.fills`. low, high: of "uniform".
         absolute: sort and sum absolute values, which cannot tell a map from its negative.
         seed: one for all samples, or one a sample.
 
@@ -54,8 +56,8 @@ def faithfulness_estimate(
     maps, single = stacked(attributions, inputs)
     scorer = Scorer(model, inputs, target, batch_size)
     ordered = map_blocks(maps, unit, blocks, step, absolute=absolute, descending=True)
-    drops = block_drops(scorer, ordered, filled(fill, scorer.inputs, ordered.count, seed)[..., None])
-    scores = pearson(ordered.masses, drops[..., 0])
+    fills = filled(fill, scorer.inputs, ordered.count, seed, low, high)
+    scores = pearson(ordered.masses, block_drops(scorer, ordered, fills[..., None])[..., 0])
     return scores[0] if single else scores
 
 
@@ -75,6 +77,8 @@ class FaithfulnessEstimate(Metric):
     step: int | None = None
     unit: str = "feature"
     fill: Fill = 0.0
+    low: float = -1.0
+    high: float = 1.0
     absolute: bool = True
 
     def __call__(self, case: Case) -> Tensor:

@@ -51,7 +51,7 @@ def replacement_curve(
     *,
     insert: bool,
     unit: str = "patch",
-    patch: float = 1 / 14,
+    patch: int | float = 1 / 14,
     steps: int | None = 28,
     canvas: Canvas = "zero",
     sigma: float = 1 / 20,
@@ -148,11 +148,13 @@ def token_side(model: nn.Module) -> int:
     return found.kernel_size[0]
 
 
-def _regions(model: nn.Module, x: Float[Tensor, "N C H W"], unit: str, patch: float) -> tuple[Int[Tensor, "H W"], int]:
+def _regions(
+    model: nn.Module, x: Float[Tensor, "N C H W"], unit: str, patch: int | float
+) -> tuple[Int[Tensor, "H W"], int]:
     if unit not in UNITS:
         raise UnknownNameError("unit", unit, UNITS)
     side = 1 if unit == "pixel" else token_side(model) if unit == "token" else patch
-    return grid(x.shape[2:], pixels(side, x), x.device)
+    return grid(x.shape[2:], pixels(float(side), x), x.device)
 
 
 def _scores(
@@ -205,7 +207,7 @@ class Deletion(Metric):
     }
 
     unit: str = "patch"
-    patch: float = 1 / 14
+    patch: int | float = 1 / 14
     steps: int | None = 28
     canvas: Canvas = "zero"
     sigma: float = 1 / 20

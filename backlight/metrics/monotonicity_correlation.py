@@ -34,8 +34,8 @@ def monotonicity_correlation(
     unit: str = "feature",
     n_draws: int = 10,
     fill: Fill = "uniform",
-    low: float = -1,
-    high: float = 1,
+    low: float = -1.0,
+    high: float = 1.0,
     change: str = "square",
     absolute: bool = True,
     seed: Seed = 0,
@@ -92,7 +92,7 @@ class MonotonicityCorrelation(Metric):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "pullbacks": {},
         "signed": {"change": "drop", "absolute": False},
-        "quantus": {"step": 1, "n_draws": 100, "low": 0, "probability": True},
+        "quantus": {"step": 1, "n_draws": 100, "low": 0.0, "probability": True},
     }
 
     blocks: int = 48
@@ -100,8 +100,8 @@ class MonotonicityCorrelation(Metric):
     unit: str = "feature"
     n_draws: int = 10
     fill: Fill = "uniform"
-    low: float = -1
-    high: float = 1
+    low: float = -1.0
+    high: float = 1.0
     change: str = "square"
     absolute: bool = True
     probability: bool = False
