@@ -48,10 +48,6 @@ def of_each_method(
     count, channels, *sides = attributions.shape[-4:]
     shape = (count, channels, *sides) if masks is None else (len(masks), channels, *masks.shape[1:])
     maps, single = stacked(attributions, torch.zeros((), device=attributions.device).expand(shape))
-    scores = [score(_values(of_method, unit)).double().cpu() for of_method in maps]
+    values = (positions(of_method)[:, None] if unit == "position" else precise(of_method) for of_method in maps)
+    scores = [score(one).double().cpu() for one in values]
     return scores[0] if single else torch.stack(scores)
-
-
-def _values(maps: Float[Tensor, "N C H W"], unit: str) -> Float[Tensor, "N c H W"]:
-    values = precise(maps)
-    return positions(values)[:, None] if unit == "position" else values

@@ -8,10 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from backlight.errors import UnknownNameError
 from backlight.metrics.case import Case
 from backlight.metrics.metric import Metric
-from backlight.metrics.relevance import of_each_method, part_of
+from backlight.metrics.relevance import PARTS, of_each_method, part_of
 from backlight.shapes import Bool, Float, Int
+
+RANKED = (*PARTS, "signed")
 
 
 def relevance_rank_accuracy(
@@ -25,18 +28,20 @@ def relevance_rank_accuracy(
     Args:
         attributions: `[N, C, H, W]`, `[N, 1, H, W]`, or either with a leading axis of methods; summed over channels.
         masks: where the object is.
-        part: rank the "positive" part, or "absolute" values, Quantus's default.
+        part: rank the "positive" part, all else being tied; "absolute" values; or "signed" ones, as Quantus.
 
     Raises:
         InputError: maps that do not lie on the masks.
         UnknownNameError: another part.
     """
+    if part not in RANKED:
+        raise UnknownNameError("part of a map", part, RANKED)
     inside = masks.flatten(1)
 
     def accuracy(values: Tensor) -> Tensor:
         flat, held = values.flatten(1), inside.to(values.device)
         size = held.sum(-1)
-        chosen = strongest(part_of(flat, part), size)
+        chosen = strongest(flat if part == "signed" else part_of(flat, part), size)
         return torch.where(size > 0, (chosen * held).sum(-1) / size, torch.nan)
 
     return of_each_method(accuracy, attributions, masks=masks)
@@ -64,7 +69,7 @@ class RelevanceRankAccuracy(Metric):
     source: ClassVar[str] = "Arras, Osman, Samek 2022 (CLEVR-XAI)"
     formula: ClassVar[str] = "|top-|G| positions of phi+, and G| / |G|"
     needs: ClassVar[tuple[str, ...]] = ("masks",)
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"clevr": {}, "quantus": {"part": "absolute"}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"clevr": {}, "quantus": {"part": "signed"}}
 
     part: str = "positive"
 
@@ -73,4 +78,4 @@ class RelevanceRankAccuracy(Metric):
 
     @property
     def sees_sign(self) -> bool:
-        return self.part == "positive"
+        return self.part != "absolute"

@@ -45,7 +45,7 @@ def gini(values: Float[Tensor, "N S"], offset: float = 0.0) -> Float[Tensor, "N"
     count = values.shape[-1]
     weights = torch.arange(1 - count, count, 2, device=values.device).to(values)  # 2 k - d - 1
     total = values.sum(-1)
-    return torch.where(total > 0, values @ weights / (count * total), torch.nan)
+    return torch.where(total > 0, values @ weights / (count * total), torch.nan).clamp(min=0)
 
 
 @dataclass(frozen=True, kw_only=True)

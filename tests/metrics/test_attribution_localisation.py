@@ -119,6 +119,8 @@ def test_ranks_by_hand_and_ties_by_their_expected_value() -> None:
     assert relevance_rank_accuracy(values, masks).item() == pytest.approx(2 / 4)  # 9 8 7 and one of two 3s
     values[0, 0, 0, 1] = 3
     assert relevance_rank_accuracy(values, masks).item() == pytest.approx((2 + 1 / 3) / 4)
+    assert relevance_rank_accuracy(-values, masks).item() == pytest.approx(4 / 8), "nothing positive: chance"
+    assert relevance_rank_accuracy(-values, masks, part="signed").item() == pytest.approx((1 + 2 / 3) / 4)
     assert relevance_rank_accuracy(-values, masks, part="absolute").item() == pytest.approx((2 + 1 / 3) / 4)
 
 
@@ -144,7 +146,8 @@ def test_classes_and_presets() -> None:
     assert RelevanceRankAccuracy()(case).shape == (1, 1)
     assert AttributionLocalisation().sees_sign
     assert not AttributionLocalisation.preset("quantus").sees_sign
-    assert not RelevanceRankAccuracy.preset("quantus").sees_sign
+    assert RelevanceRankAccuracy.preset("quantus").sees_sign
+    assert not RelevanceRankAccuracy(part="absolute").sees_sign
 
 
 def test_unknown_settings() -> None:
@@ -152,6 +155,8 @@ def test_unknown_settings() -> None:
         attribution_localisation(example(), ring(), region="boxes")
     with pytest.raises(UnknownNameError, match="part of a map"):
         attribution_localisation(example(), ring(), part="negative")
+    with pytest.raises(UnknownNameError, match="signed"):
+        relevance_rank_accuracy(example(), ring(), part="all")
     with pytest.raises(UnknownNameError, match="unit"):
         attribution_localisation(example(), ring(), unit="pixel")
     with pytest.raises(InputError, match="expected attributions"):
