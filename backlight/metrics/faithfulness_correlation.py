@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from backlight.errors import InputError, UnknownNameError
 from backlight.metrics.case import Case
 from backlight.metrics.correlation import pearson, precise
-from backlight.metrics.draws import Seed, drawn
+from backlight.metrics.draws import Seed, drawn, further
 from backlight.metrics.fills import Fill, filled
 from backlight.metrics.maps import positions, region_sums, stacked
 from backlight.metrics.metric import Metric
 from backlight.metrics.patches import grid, pixels
 from backlight.metrics.scorer import BATCH_SIZE, Scorer
-from backlight.shapes import Float
+from backlight.shapes import Float, Int
 
 UNITS = ("patch", "position", "feature")
 
@@ -56,53 +56,60 @@ def faithfulness_correlation(
         UnknownNameError: another unit.
         InputError: a subset or number of runs that does not fit.
     """
+    if unit not in UNITS:
+        raise UnknownNameError("unit", unit, UNITS)
     maps, single = stacked(attributions, inputs)
     maps = maps.abs() if absolute else maps
     scorer = Scorer(model, inputs, target, batch_size)
-    if unit not in UNITS:
-        raise UnknownNameError("unit", unit, UNITS)
-    correlate = _of_patches if unit == "patch" else _of_subsets
-    masses, drops = correlate(scorer, maps, patch, unit, subset, runs, fill, seed)
+    if unit == "patch":
+        regions, count = grid(inputs.shape[2:], pixels(patch, inputs), inputs.device)
+        masses = region_sums(positions(maps).flatten(2), regions.flatten(), count).cpu()
+        drops = patch_drops(scorer, regions, filled(fill, scorer.inputs, count, seed))
+    else:
+        channels = 1 if unit == "feature" else inputs.shape[1]
+        chosen = drawn_subsets(scorer.inputs, unit, subset, runs, seed)
+        masses = subset_masses(maps, chosen, channels)
+        drops = subset_drops(scorer, chosen, channels, filled(fill, scorer.inputs, runs, further(seed, 1)))
     scores = pearson(masses, drops)
     return scores[0] if single else scores
 
 
-def _of_patches(
-    scorer: Scorer, maps: Tensor, patch: float, unit: str, subset: int, runs: int, fill: Fill, seed: Seed
-) -> tuple[Float[Tensor, "M N P"], Float[Tensor, "N P"]]:
+def patch_drops(scorer: Scorer, regions: Int[Tensor, "H W"], fills: Float[Tensor, "N P"]) -> Float[Tensor, "N P"]:
+    """Falls of the score where each of P patches alone is replaced, in all channels."""
     x = scorer.inputs
-    regions, count = grid(x.shape[2:], pixels(patch, x), x.device)
-    fills = filled(fill, x, count, seed)
 
     def without(rows: Tensor, numbers: Tensor) -> Tensor:
         inside = regions == numbers[:, None, None]
         return torch.where(inside[:, None], fills[rows, numbers][:, None, None, None], x[rows])
 
-    masses = region_sums(positions(maps).flatten(2), regions.flatten(), count)
-    return masses.cpu(), scorer.drops(count, without)
+    return scorer.drops(fills.shape[1], without)
 
 
-def _of_subsets(
-    scorer: Scorer, maps: Tensor, patch: float, unit: str, subset: int, runs: int, fill: Fill, seed: Seed
-) -> tuple[Float[Tensor, "M N R"], Float[Tensor, "N R"]]:
-    x = scorer.inputs
-    channels = 1 if unit == "feature" else x.shape[1]
-    entries = x[0].numel() // channels
+def drawn_subsets(
+    inputs: Float[Tensor, "N C H W"], unit: str, subset: int, runs: int, seed: Seed
+) -> Int[Tensor, "N R k"]:
+    """Indices of random subsets, without repetition, of an image's positions or of its features.
+
+    Raises:
+        InputError: a subset or number of runs that does not fit.
+    """
+    entries = inputs[0].numel() // (1 if unit == "feature" else inputs.shape[1])
     if not 1 <= subset <= entries or runs < 2:
         raise InputError(
             f"needs subsets of 1 to {entries} of {entries} {unit}s and at least 2 runs, got {subset}, {runs}"
         )
-    chosen = drawn(
-        seed, len(x), lambda g: torch.stack([torch.randperm(entries, generator=g)[:subset] for _ in range(runs)]), x
-    )
-    return subset_masses(maps, chosen, channels), subset_drops(scorer, chosen, channels, filled(fill, x, runs, seed))
+
+    def draw(generator: torch.Generator) -> Tensor:
+        return torch.stack([torch.randperm(entries, generator=generator)[:subset] for _ in range(runs)])
+
+    return drawn(seed, len(inputs), draw, inputs)
 
 
 def subset_masses(maps: Float[Tensor, "M N C H W"], chosen: Tensor, channels: int) -> Float[Tensor, "M N R"]:
     """Sums of maps over subsets `chosen`, `[N, R, k]` indices of positions (`channels` > 1) or features (1)."""
     flat = maps.flatten(2) if channels == 1 else positions(maps).flatten(2)
-    taken = [precise(flat[:, row][:, chosen[row].to(flat.device)]).sum(-1) for row in range(len(chosen))]
-    return torch.stack(taken, 1).cpu()
+    taken = [precise(flat[:, row][:, chosen[row].to(flat.device)]).sum(-1).cpu() for row in range(len(chosen))]
+    return torch.stack(taken, 1)
 
 
 def subset_drops(scorer: Scorer, chosen: Tensor, channels: int, fills: Float[Tensor, "N R"]) -> Float[Tensor, "N R"]:
