@@ -20,6 +20,7 @@ from backlight.metrics.attribution_localisation import (
 )
 from backlight.metrics.case import Case
 from backlight.metrics.completeness_error import CompletenessError, completeness_error
+from backlight.metrics.complexity_rise import ComplexityRise, complexity_rise
 from backlight.metrics.explainers import Explainer, as_explainer
 from backlight.metrics.faithfulness_correlation import FaithfulnessCorrelation, Fidelity, faithfulness_correlation
 from backlight.metrics.faithfulness_estimate import FaithfulnessEstimate, faithfulness_estimate
@@ -38,6 +39,12 @@ from backlight.metrics.insertion_deletion import (
 from backlight.metrics.max_sensitivity import MaxSensitivity, max_sensitivity
 from backlight.metrics.metric import Metric
 from backlight.metrics.monotonicity_correlation import MonotonicityCorrelation, monotonicity_correlation
+from backlight.metrics.parameter_randomisation import (
+    ParameterRandomisation,
+    RandomisationCurve,
+    parameter_randomisation,
+    randomisation_curve,
+)
 from backlight.metrics.pointing_game import PointingGame, pointing_game
 from backlight.metrics.random_logit import RandomLogit, random_logit
 from backlight.metrics.relevance_rank_accuracy import RelevanceRankAccuracy, relevance_rank_accuracy
@@ -67,6 +74,8 @@ METRICS: dict[str, type[Metric]] = {
         Sparseness,
         RandomLogit,
         CompletenessError,
+        ParameterRandomisation,
+        ComplexityRise,
     )
 }
 
@@ -89,6 +98,7 @@ __all__ = [
     "AttributionLocalisation",
     "Case",
     "CompletenessError",
+    "ComplexityRise",
     "Curve",
     "Deletion",
     "EnergyPointingGame",
@@ -102,8 +112,10 @@ __all__ = [
     "MaxSensitivity",
     "Metric",
     "MonotonicityCorrelation",
+    "ParameterRandomisation",
     "PointingGame",
     "RandomLogit",
+    "RandomisationCurve",
     "RelevanceGain",
     "RelevanceRankAccuracy",
     "SegmentationOverlap",
@@ -113,6 +125,7 @@ __all__ = [
     "attribution_localisation",
     "auc",
     "completeness_error",
+    "complexity_rise",
     "deletion_curve",
     "energy_pointing_game",
     "faithfulness_correlation",
@@ -123,8 +136,10 @@ __all__ = [
     "max_sensitivity",
     "metric",
     "monotonicity_correlation",
+    "parameter_randomisation",
     "pointing_game",
     "random_logit",
+    "randomisation_curve",
     "relevance_gain",
     "relevance_rank_accuracy",
     "segmentation_overlap",
