@@ -57,8 +57,8 @@ class Case:
         shape = (len(self.inputs), *self.inputs.shape[2:])
         if self.masks is not None and (self.masks.shape != shape or self.masks.dtype != torch.bool):
             raise InputError(f"expected bool masks {list(shape)}, got {self.masks.dtype} {list(self.masks.shape)}")
-        scorer = Scorer(self.model, self.inputs, self.target, self.batch_size)
-        self.chosen: Target = scorer.target
+        self.scorer = Scorer(self.model, self.inputs, self.target, self.batch_size)
+        self.chosen: Target = self.scorer.target
 
     @property
     def names(self) -> list[str]:

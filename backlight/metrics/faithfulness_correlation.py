@@ -23,7 +23,7 @@ UNITS = ("patch", "position", "feature")
 
 
 def faithfulness_correlation(
-    model: nn.Module,
+    model: nn.Module | Scorer,
     inputs: Float[Tensor, "N C H W"],
     attributions: Tensor,
     target: Any = None,
@@ -42,6 +42,7 @@ def faithfulness_correlation(
     Bhatt et al. 2020. Higher is better, in [-1, 1]; NaN where the sums or the falls do not vary.
 
     Args:
+        model: or a `Scorer` of it at these samples: what it has computed for another metric is not computed again.
         attributions: `[N, C, H, W]`, `[N, 1, H, W]`, or either with a leading axis of methods: all methods see the same
             replaced inputs, whose scores are computed once.
         unit: "patch": each patch of a grid, once, in all channels (Semantic Pullbacks, equations 29 to 31). "position":
@@ -60,7 +61,7 @@ def faithfulness_correlation(
         raise UnknownNameError("unit", unit, UNITS)
     maps, single = stacked(attributions, inputs)
     maps = maps.abs() if absolute else maps
-    scorer = Scorer(model, inputs, target, batch_size)
+    scorer = Scorer.of(model, inputs, target, batch_size)
     if unit == "patch":
         regions, count = grid(inputs.shape[2:], pixels(patch, inputs), inputs.device)
         masses = region_sums(positions(maps).flatten(2), regions.flatten(), count).cpu()
@@ -82,7 +83,7 @@ def patch_drops(scorer: Scorer, regions: Int[Tensor, "H W"], fills: Float[Tensor
         inside = regions == numbers[:, None, None]
         return torch.where(inside[:, None], fills[rows, numbers][:, None, None, None], x[rows])
 
-    return scorer.drops(fills.shape[1], without)
+    return scorer.drops(fills.shape[1], without, ("patches", regions, fills))
 
 
 def drawn_subsets(
@@ -122,7 +123,7 @@ def subset_drops(scorer: Scorer, chosen: Tensor, channels: int, fills: Float[Ten
         values = fills[rows, numbers][:, None, None].expand_as(index)
         return flat.scatter(2, index, values).reshape(len(rows), *x.shape[1:])
 
-    return scorer.drops(chosen.shape[1], without)
+    return scorer.drops(chosen.shape[1], without, ("subsets", channels, chosen, fills))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +147,7 @@ class FaithfulnessCorrelation(Metric):
 
     def __call__(self, case: Case) -> Tensor:
         return faithfulness_correlation(
-            case.model,
+            case.scorer,
             case.inputs,
             case.attributions,
             case.chosen,

@@ -24,7 +24,7 @@ SCALINGS = ("optimal", "positive", "none")
 
 
 def infidelity(
-    model: nn.Module,
+    model: nn.Module | Scorer,
     inputs: Float[Tensor, "N C H W"],
     attributions: Tensor,
     target: Any = None,
@@ -44,6 +44,7 @@ def infidelity(
     """mean_j (beta a_j - b_j)^2 with a_j = <phi, x - x'_j>, b_j = f(x) - f(x'_j) (Yeh et al. 2019). Lower is better.
 
     Args:
+        model: or a `Scorer` of it at these samples: what it has computed for another metric is not computed again.
         attributions: `[N, C, H, W]`, `[N, 1, H, W]`, or either with a leading axis of methods: all methods see the same
             perturbed inputs, whose scores are computed once.
         patches: sides of square patches: whole numbers are pixels, fractions below 1 parts of the shorter side.
@@ -65,7 +66,7 @@ def infidelity(
     if repeats < 1 or not patches or squares < 1:
         raise InputError(f"needs repeats, patches and squares, got {repeats}, {tuple(patches)} and {squares}")
     maps, single = stacked(attributions, inputs)
-    scorer = Scorer(model, inputs, target, batch_size)
+    scorer = Scorer.of(model, inputs, target, batch_size)
     parts = []
     for number, side in enumerate(pixels(patch, inputs) for patch in patches):
         if cumulative:
@@ -81,7 +82,7 @@ def infidelity(
 
 
 def scaled_error(
-    masses: list[Float[Tensor, "M N J"]], drops: list[Float[Tensor, "N J"]], scaling: str, pooled: bool = True
+    masses: list[Float[Tensor, "M N _"]], drops: list[Float[Tensor, "N _"]], scaling: str, pooled: bool = True
 ) -> Float[Tensor, "M N"]:
     """The error of `drops` predicted by `masses`, given by size of patch; see `infidelity`."""
     a, b = torch.cat(masses, -1), torch.cat(drops, -1)
@@ -124,7 +125,7 @@ def swept(
         return (of_input[:, None] - precise(fills[row]).to(of_map.device) * of_map[:, None]).cumsum(-1).flatten(1)
 
     found = torch.stack([masses(row).cpu() for row in range(len(x))], 1)
-    return found, scorer.drops(found.shape[-1], covered)
+    return found, scorer.drops(found.shape[-1], covered, ("swept", side, fills))
 
 
 def squared(
@@ -150,7 +151,7 @@ def squared(
         return of_input - precise(fills[row]).to(of_map.device) * of_map
 
     found = torch.stack([masses(row).cpu() for row in range(len(x))], 1)
-    return found, scorer.drops(found.shape[-1], replaced)
+    return found, scorer.drops(found.shape[-1], replaced, ("squared", side, corners, fills))
 
 
 def _sums(maps: Tensor, x: Tensor, row: int) -> tuple[Float[Tensor, "M H W"], Float[Tensor, "M H W"]]:
@@ -192,7 +193,7 @@ class Infidelity(Metric):
 
     def __call__(self, case: Case) -> Tensor:
         return infidelity(
-            case.model,
+            case.scorer,
             case.inputs,
             case.attributions,
             case.chosen,

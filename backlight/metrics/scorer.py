@@ -37,16 +37,20 @@ class Scorer:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         for name, module in model.named_modules():
             if module.training and isinstance(module, (_BatchNorm, _DropoutNd)):
-                raise ModelError(
-                    f"{name or type(module).__name__} is in training mode: call model.eval() first"
-                )
+                raise ModelError(f"{name or type(module).__name__} is in training mode: call model.eval() first")
         self.inputs, self.batch_size = inputs.detach(), batch_size
+        self._drops: dict[tuple[Any, ...], Tensor] = {}
         self._evaluator = Evaluator(model, as_target(target), GRADIENT, (INPUT,), len(inputs))
         self._evaluator.target.check(len(inputs))
         if self._evaluator.target.chooses:
             rows = torch.arange(len(inputs))
             found = [self._evaluator.outputs((inputs[piece],), piece) for piece in rows.split(batch_size)]
             self._evaluator.target = self._evaluator.target.fixed(torch.cat(found))
+
+    @classmethod
+    def of(cls, model: nn.Module | Scorer, inputs: Tensor, target: Any, batch_size: int) -> Scorer:
+        """A scorer that is there already, with what it has computed, or a new one."""
+        return model if isinstance(model, Scorer) else cls(model, inputs, target, batch_size)
 
     @property
     def target(self) -> Target:
@@ -78,6 +82,15 @@ class Scorer:
             found.append(self._evaluator.scores((versions,), rows))
         return torch.cat(found).cpu().double().reshape(len(self.inputs), count)
 
-    def drops(self, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, "N count"]:
-        """By how much each version's score is below the sample's."""
-        return self.scores[:, None] - self.versions(count, make)
+    def drops(
+        self, count: int, make: Callable[[Tensor, Tensor], Tensor], of: tuple[Any, ...] = ()
+    ) -> Float[Tensor, "N count"]:
+        """By how much each version's score is below the sample's.
+
+        `of`: all that decides the versions, besides the samples; what was asked for with an equal one is not computed
+        again. Tensors are compared by content.
+        """
+        key = tuple((entry.cpu().numpy().tobytes() if isinstance(entry, Tensor) else entry) for entry in of)
+        if not key or key not in self._drops:
+            self._drops[key] = self.scores[:, None] - self.versions(count, make)
+        return self._drops[key] if key else self._drops.pop(key)
