@@ -16,6 +16,7 @@ from backlight.engine.targets import Logit, Target, as_target
 from backlight.errors import InputError
 from backlight.methods.baseline import unchanged
 from backlight.methods.method import Method
+from backlight.methods.position_maps import resized
 from backlight.shapes import Float
 
 
@@ -89,7 +90,8 @@ class CaptumExplainer(Explainer):
     """An attribution object of Captum, with the keywords of its `attribute`, which are the same for all samples.
 
     Captum draws from global generators: they are seeded here and put back. Methods that draw get one sample at a time,
-    so that its draws depend on no other.
+    so that its draws depend on no other. Attributions of a hidden layer, `[N, K, h, w]`, are summed over its channels
+    and resized to `[N, 1, H, W]`.
     """
 
     attribution: Any
@@ -114,6 +116,8 @@ class CaptumExplainer(Explainer):
         np.random.seed(self.seed % 2**32)
         before = _generator_states(inputs.device)
         found = self.attribution.attribute(inputs, target=index, **self.settings).detach()
+        if found.ndim == inputs.ndim and found.shape != inputs.shape and hasattr(self.attribution, "layer"):
+            found = resized(found.sum(1, keepdim=True), inputs.shape[2:])
         return found, before != _generator_states(inputs.device)
 
     def reseeded(self, seed: int) -> Explainer:

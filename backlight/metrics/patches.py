@@ -20,10 +20,9 @@ def pixels(patch: float, inputs: Float[Tensor, "N C H W"]) -> int:
     if inputs.ndim != 4:
         raise InputError(f"patches lie on images [N, C, H, W], got {list(inputs.shape)}")
     shorter = min(inputs.shape[2:])
-    side = max(1, round(patch * shorter)) if 0 < patch < 1 else round(patch)
-    if not 1 <= side <= shorter:
+    if not 0 < patch <= shorter:
         raise InputError(f"a patch of {patch} does not fit images of {list(inputs.shape[2:])}")
-    return side
+    return max(1, round(patch * shorter if patch < 1 else patch))
 
 
 def grid(size: Sequence[int], patch: int, device: torch.device | None = None) -> tuple[Int[Tensor, "H W"], int]:
