@@ -113,6 +113,21 @@ def test_methods_that_draw_are_charged_their_own_noise() -> None:
     assert (kept < 1e-3).all()
 
 
+def test_every_neighbour_has_draws_of_its_own() -> None:
+    seeds: list[int] = []
+
+    class Drawing(Explainer):
+        def __call__(self, inputs: Tensor, target: Any) -> Tensor:
+            return inputs
+
+        def reseeded(self, seed: int) -> Explainer:
+            seeds.append(seed)
+            return Drawing()
+
+    max_sensitivity(Drawing(), samples(), 1, draws=5, seed=[1, 2, 1, 3])
+    assert len(set(seeds[1:])) == 15  # the first asks whether it draws
+
+
 def test_passes_are_bounded_and_whole() -> None:
     """All draws of all samples share batches, unless each draw has its own seed."""
     sizes: list[int] = []

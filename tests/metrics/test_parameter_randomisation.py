@@ -147,11 +147,29 @@ def test_every_parameter_of_a_transformer_is_drawn_anew_in_the_order_of_calls() 
     assert last == "(root)"
     for name, value in model.named_parameters():
         new = drawn.get_parameter(name)
-        assert not torch.equal(new, value) or float(value.abs().max()) == 0, name  # attention's biases are zero
+        assert not torch.equal(new, value) or not value.any(), name  # attention's biases are zero
     tokens = [drawn.token.detach() for s in range(40) for _, drawn in randomised_networks(model, x, layers=1, seed=s)]
     mean, stdev = float(model.token.detach().mean()), float(model.token.detach().std(correction=0))
     assert float(torch.cat(tokens).mean()) == pytest.approx(mean, abs=0.6)
     assert float(torch.cat(tokens).std()) == pytest.approx(stdev, rel=0.25)
+
+
+def test_what_a_reset_leaves_out_is_drawn_anew() -> None:
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(192, 5)
+            self.scale = nn.Parameter(torch.tensor(3.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * super().forward(x)
+
+    model = nn.Sequential(nn.Flatten(), Scaled())
+    drawn = [copy[1] for s in range(50) for _, copy in randomised_networks(model, samples(1).float(), seed=s)]
+    scales = torch.stack([layer.scale.detach() for layer in drawn])
+    assert scales.isfinite().all()
+    assert float(scales.mean()) == pytest.approx(3, abs=1.5)
+    assert float(scales.std()) == pytest.approx(3, rel=0.4)  # one entry: its absolute value
+    assert all(layer.weight.abs().max() <= 192**-0.5 for layer in drawn)
 
 
 def test_parametrised_layers_are_drawn_anew() -> None:
