@@ -47,7 +47,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def net() -> Net:
-    return Net().double().eval()
+    return Net().double().eval().requires_grad_(False)
 
 
 @pytest.fixture
