@@ -157,6 +157,7 @@ def test_the_gain_of_the_negative_map_is_the_negative_gain(net: nn.Module, x: Te
     assert torch.equal(relevance_gain(net, x, -maps, 1, patch=2, steps=None), -gain)
     pair = [deletion_curve(net, x, sign * maps, 1, patch=2, steps=None).auc for sign in (-1, 1)]
     assert torch.allclose(gain, pair[0] - pair[1], atol=1e-10)
+    assert torch.allclose(relevance_gain(net, x, maps[1], 1, patch=2, steps=None), gain[1], atol=1e-10)
     assert bool((relevance_gain(net, x, torch.ones_like(x), 1) == 0).all())
     blind = relevance_gain(net, x, maps, 1, absolute=True)
     assert torch.equal(blind, relevance_gain(net, x, -maps, 1, absolute=True))
