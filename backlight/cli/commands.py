@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from backlight import __version__
 from backlight.cli import console
+from backlight.cli.benchmarking import benchmark
 from backlight.errors import BacklightError, ImageError
 
 
@@ -294,7 +295,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure explanations on labelled pictures: rows as they come, resumable; then tables and figures."""
-    from backlight.cli.evaluating import Evaluating, metrics_with_settings, show
+    from backlight.cli.evaluating import Evaluating, fitting, metrics_with_settings, show
     from backlight.cli.networks import open_network
     from backlight.cli.outputs import output_folder
     from backlight.cli.settings import methods_with_settings
@@ -306,6 +307,7 @@ def evaluate(
     explainers = methods_with_settings(methods or ["SoftPullback"], set or [], network.front, temperature)
     loaded, labelled = network.loaded, target is Explained.label
     samples = LabelledFolder(data, loaded.classes, loaded.preprocessing, limit, masks, labelled)
+    chosen = fitting(chosen, samples, bool(metrics))
     sizes = (seed, images_at_once, batch_size, format.value)
     work = Evaluating(network, samples, explainers, chosen, out, baseline, target.value, controls, *sizes)
     output_folder(out)
@@ -315,6 +317,9 @@ def evaluate(
     console.say(f"{len(found.samples)} images -> {out}: results.parquet, " + ", ".join(path.name for path in files))
     if found.skipped or found.failures:
         raise typer.Exit(2)
+
+
+app.add_typer(benchmark)
 
 
 @app.command()

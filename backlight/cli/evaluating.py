@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -113,6 +114,15 @@ def metrics_with_settings(names: Iterable[str], given: Iterable[str], preset: st
     }
 
 
+def fitting(metrics: dict[str, Metric], samples: LabelledFolder, named: bool) -> dict[str, Metric]:
+    """Without the metrics that need masks, where there are none and nobody asked for them by name; which is said."""
+    left = [label for label, one in metrics.items() if "masks" in one.needs]
+    if named or samples.masked or not left:
+        return metrics
+    say(f"no picture has a mask of its object: {', '.join(left)} left out")
+    return {label: one for label, one in metrics.items() if label not in left}
+
+
 def _chosen(names: list[str], preset: str | None) -> dict[str, tuple[type[Metric], str | None]]:
     if not names:
         protocol = preset or PRESET
@@ -212,16 +222,20 @@ def show(evaluation: Evaluation) -> None:
     table = Table(box=HORIZONTALS)
     for place, cell in enumerate(grid.heads):
         note = f" [dim]({cell.note})[/dim]" if cell.note else ""
-        table.add_column(
-            escape(cell.text) + note, justify="right" if place else "left", no_wrap=not place, overflow="fold"
-        )
+        table.add_column(escape(_broken(cell.text)) + note, justify="right" if place else "left", no_wrap=not place)
     for row in grid.rows:
         style = "dim" if is_control(row[0].text) else None
         table.add_row(
             *(f"[bold]{escape(cell.text)}[/bold]" if cell.best else escape(cell.text) for cell in row), style=style
         )
     console = Console(highlight=False)
-    console.width = max(console.width, 30 + 10 * len(grid.heads) if not console.is_terminal else 0)
+    if not console.is_terminal:  # a file or pipe has no width to fit into
+        console.width = max(console.width, 30 + 16 * len(grid.heads))
     console.print(table)
     for number, footnote in enumerate(evaluation.footnotes, 1):
         console.print(f"({number}) {escape(footnote.text)}")
+
+
+def _broken(name: str) -> str:
+    """A metric's name, a line for each of its words."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=:)", "\n", name)

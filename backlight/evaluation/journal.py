@@ -115,7 +115,7 @@ class Journal:
             places = {name: place for place, name in enumerate(order)}
             samples = table.column("sample").to_pylist()
             rows = sorted(range(len(samples)), key=lambda row: places.get(samples[row], len(places)))
-            table = table.take(rows)
+            table = table.take(_arrow()[0].array(rows, _arrow()[0].int64()))
             failures.sort(key=lambda one: places.get(one.sample, len(places)))
         _write_table(self.folder / RESULTS, table, failures)
         for path in _parts(self.folder):  # killed here, the next one finds these samples twice, and takes them once
@@ -156,7 +156,7 @@ def read_rows(folder: str | os.PathLike[str]) -> tuple[Any, list[Failure]]:
         fresh = set(samples) - seen
         noted = json.loads((table.schema.metadata or {}).get(_FAILURES, b"[]"))
         failures += [Failure(*one) for one in noted if one[0] in fresh]
-        tables.append(table if len(new) == len(samples) else table.take(new))
+        tables.append(table if len(new) == len(samples) else table.take(pyarrow.array(new, pyarrow.int64())))
         seen |= fresh
     return (pyarrow.concat_tables(tables) if tables else None), failures
 
