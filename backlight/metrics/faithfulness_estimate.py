@@ -19,7 +19,7 @@ from backlight.shapes import Float
 
 
 def faithfulness_estimate(
-    model: nn.Module,
+    model: nn.Module | Scorer,
     inputs: Float[Tensor, "N C H W"],
     attributions: Tensor,
     target: Any = None,
@@ -41,6 +41,7 @@ def faithfulness_estimate(
     masses or falls do not vary. Cost: one forward a block and map, and one a sample.
 
     Args:
+        model: or a `Scorer` of it at these samples: what it has computed for another metric is not computed again.
         attributions: `[N, C, H, W]`, `[N, 1, H, W]`, or either with a leading axis of methods.
         blocks: how many, of equal size: 48 are the 3136 entries a block of Semantic Pullbacks at 224.
         step: units a block, in place of `blocks`; Quantus's features_in_step.
@@ -54,7 +55,7 @@ def faithfulness_estimate(
         InputError: fewer than two blocks.
     """
     maps, single = stacked(attributions, inputs)
-    scorer = Scorer(model, inputs, target, batch_size)
+    scorer = Scorer.of(model, inputs, target, batch_size)
     ordered = map_blocks(maps, unit, blocks, step, absolute=absolute, descending=True)
     fills = filled(fill, scorer.inputs, ordered.count, seed, low, high)
     scores = pearson(ordered.masses, block_drops(scorer, ordered, fills[..., None])[..., 0])
@@ -83,7 +84,7 @@ class FaithfulnessEstimate(Metric):
 
     def __call__(self, case: Case) -> Tensor:
         return faithfulness_estimate(
-            case.model,
+            case.scorer,
             case.inputs,
             case.attributions,
             case.chosen,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backlight.engine.targets import Probability
-from backlight.errors import ModelError, UnknownNameError
+from backlight.errors import InputError, ModelError, UnknownNameError
 from backlight.methods.token_layout import find_sites
 from backlight.metrics.blocks import Blocks, blocks_of_ranks, ordered_blocks, per_position
 from backlight.metrics.canvas import Canvas, canvas_of
@@ -44,7 +44,7 @@ def auc(scores: Float[Tensor, "*rows T1"], fractions: Float[Tensor, "T1"]) -> Fl
 
 
 def replacement_curve(
-    model: nn.Module,
+    model: nn.Module | Scorer,
     inputs: Float[Tensor, "N C H W"],
     attributions: Tensor,
     target: Any = None,
@@ -66,6 +66,7 @@ def replacement_curve(
     Cost: `steps - 1` forwards a map; one of the image and one of the canvas a sample.
 
     Args:
+        model: or a `Scorer` of it at these samples: what it has computed for another metric is not computed again.
         attributions: `[N, C, H, W]`, `[N, 1, H, W]`, or either with a leading axis of methods.
         insert: from the canvas to the image; else from the image to the canvas.
         unit: "patch": square patches; "pixel": positions; "token": the patches of a vision transformer, whose side is
@@ -86,7 +87,7 @@ def replacement_curve(
     if normalise not in NORMALISATIONS:
         raise UnknownNameError("normalisation", normalise, NORMALISATIONS)
     maps, single = stacked(attributions, inputs)
-    scorer = Scorer(model, inputs, target, batch_size)
+    scorer = Scorer.of(model, inputs, target, batch_size)
     regions, count = _regions(model, scorer.inputs, unit, patch)
 
     def sums(phi: Tensor) -> Tensor:
@@ -100,21 +101,29 @@ def replacement_curve(
 
 
 def deletion_curve(
-    model: nn.Module, inputs: Float[Tensor, "N C H W"], attributions: Tensor, target: Any = None, **settings: Any
+    model: nn.Module | Scorer,
+    inputs: Float[Tensor, "N C H W"],
+    attributions: Tensor,
+    target: Any = None,
+    **settings: Any,
 ) -> Curve:
     """The score while units are replaced by the canvas; see `replacement_curve`. A good map's falls at once."""
     return replacement_curve(model, inputs, attributions, target, insert=False, **settings)
 
 
 def insertion_curve(
-    model: nn.Module, inputs: Float[Tensor, "N C H W"], attributions: Tensor, target: Any = None, **settings: Any
+    model: nn.Module | Scorer,
+    inputs: Float[Tensor, "N C H W"],
+    attributions: Tensor,
+    target: Any = None,
+    **settings: Any,
 ) -> Curve:
     """The score while units are put onto the canvas; see `replacement_curve`. A good map's rises at once."""
     return replacement_curve(model, inputs, attributions, target, insert=True, **settings)
 
 
 def relevance_gain(
-    model: nn.Module,
+    model: nn.Module | Scorer,
     inputs: Float[Tensor, "N C H W"],
     attributions: Tensor,
     target: Any = None,
@@ -149,11 +158,15 @@ def token_side(model: nn.Module) -> int:
 
 
 def _regions(
-    model: nn.Module, x: Float[Tensor, "N C H W"], unit: str, patch: int | float
+    model: nn.Module | Scorer, x: Float[Tensor, "N C H W"], unit: str, patch: int | float
 ) -> tuple[Int[Tensor, "H W"], int]:
     if unit not in UNITS:
         raise UnknownNameError("unit", unit, UNITS)
-    side = 1 if unit == "pixel" else token_side(model) if unit == "token" else patch
+    if unit == "token":
+        if isinstance(model, Scorer):
+            raise InputError("the side of tokens is read from the network: give it, or unit='patch' and their side")
+        patch = token_side(model)
+    side = 1 if unit == "pixel" else patch
     return grid(x.shape[2:], pixels(float(side), x), x.device)
 
 
@@ -220,12 +233,17 @@ class Deletion(Metric):
 
     def curve(self, case: Case) -> Curve:
         """The curves of all maps."""
-        return deletion_curve(case.model, case.inputs, case.attributions, **self._of(case))
+        return deletion_curve(**self._of(case))
 
     def _of(self, case: Case) -> dict[str, Any]:
-        settings = self.settings()
-        target = Probability(case.classes) if settings.pop("probability") else case.chosen
-        return {"target": target, "seed": case.seed, "batch_size": case.batch_size, **settings}
+        """The arguments of the function that stands behind the metric."""
+        settings: dict[str, Any] = {"model": case.scorer, "target": case.chosen, **self.settings()}
+        if settings.pop("probability"):
+            settings |= {"model": case.model, "target": Probability(case.classes)}
+        if self.unit == "token":
+            settings |= {"unit": "patch", "patch": token_side(case.model)}
+        settings |= {"seed": case.seed, "batch_size": case.batch_size}
+        return {"inputs": case.inputs, "attributions": case.attributions, **settings}
 
     @property
     def sees_sign(self) -> bool:
@@ -250,7 +268,7 @@ class Insertion(Deletion):
     canvas: Canvas = "blur"
 
     def curve(self, case: Case) -> Curve:
-        return insertion_curve(case.model, case.inputs, case.attributions, **self._of(case))
+        return insertion_curve(**self._of(case))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,4 +281,4 @@ class RelevanceGain(Deletion):
     presets: ClassVar[dict[str, dict[str, Any]]] = {"patch": {}}
 
     def __call__(self, case: Case) -> Tensor:
-        return relevance_gain(case.model, case.inputs, case.attributions, **self._of(case))
+        return relevance_gain(**self._of(case))

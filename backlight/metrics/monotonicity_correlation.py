@@ -24,7 +24,7 @@ CHANGES = ("square", "drop")
 
 
 def monotonicity_correlation(
-    model: nn.Module,
+    model: nn.Module | Scorer,
     inputs: Float[Tensor, "N C H W"],
     attributions: Tensor,
     target: Any = None,
@@ -51,6 +51,7 @@ def monotonicity_correlation(
     of this sample sees. So there is neither here.
 
     Args:
+        model: or a `Scorer` of it at these samples: what it has computed for another metric is not computed again.
         attributions: `[N, C, H, W]`, `[N, 1, H, W]`, or either with a leading axis of methods: all methods see the same
             draws, in blocks of their own.
         blocks: how many, of equal size: 48 are the 3136 entries a block of Semantic Pullbacks at 224.
@@ -71,7 +72,7 @@ def monotonicity_correlation(
     if n_draws < 1:
         raise InputError(f"needs at least 1 draw, got {n_draws}")
     maps, single = stacked(attributions, inputs)
-    scorer = Scorer(model, inputs, target, batch_size)
+    scorer = Scorer.of(model, inputs, target, batch_size)
     ordered = map_blocks(maps, unit, blocks, step, absolute=absolute, descending=False)
     draws = n_draws if fill == "uniform" else 1  # what is not drawn is the same each time
     fills = filled(fill, scorer.inputs, ordered.count * draws, seed, low, high)
@@ -110,7 +111,7 @@ class MonotonicityCorrelation(Metric):
         settings = self.settings()
         probability = settings.pop("probability")
         return monotonicity_correlation(
-            case.model,
+            case.model if probability else case.scorer,
             case.inputs,
             case.attributions,
             Probability(case.classes) if probability else case.chosen,

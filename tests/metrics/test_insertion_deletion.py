@@ -209,6 +209,11 @@ def test_both_ends_are_scored_once_for_all_maps(net: Counted, x: Tensor, maps: T
     assert max(net.batches) == 5
     assert torch.equal(torch.get_rng_state(), state)
     net.batches.clear()
+    case = Case(net, x, 1, maps={"a": maps[0], "b": maps[1]})
+    for metric in (Deletion(patch=2, steps=8), Insertion(patch=2, steps=8)):
+        metric(case)
+    assert sum(net.batches) == 2 * (2 * 3 * 7 + 3) + 3  # metrics of one case share the scores of the images
+    net.batches.clear()
     relevance_gain(net, x, maps, 1, patch=2, steps=8)
     assert sum(net.batches) == 2 * 2 * 3 * 7 + 2 * 3
 
@@ -239,6 +244,10 @@ def test_units_of_tokens(x: Tensor) -> None:
     phi = torch.randn_like(x)
     tokens = deletion_curve(model, x, phi, 1, unit="token", steps=None)
     assert torch.equal(tokens.scores, deletion_curve(model, x, phi, 1, patch=4, steps=None).scores)
+    case = Case(model, x, 1, maps={"map": phi})
+    assert torch.equal(Deletion(unit="token", steps=None).curve(case).scores[0], tokens.scores)
+    with pytest.raises(InputError, match="read from the network"):
+        deletion_curve(case.scorer, x, phi, unit="token")
     with pytest.raises(ModelError, match="patch="):
         token_side(Tokens(stride=2))
     with pytest.raises(SiteError, match="patch tokens"):
