@@ -1,0 +1,134 @@
+"""`backlight benchmark`: the papers' tables, one command each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from backlight.benchmarks.report import Report
+    from backlight.benchmarks.subjects import Subject
+    from backlight.evaluation import Step
+
+benchmark = typer.Typer(
+    name="benchmark",
+    help="Make the papers' tables, with the published numbers beside ours.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class Place(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", "-m", help="A name of `backlight models`; repeat, or A,B [default: the embedded ones]."),
+]
+Data = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Pictures with labels.csv, or a folder for each class.")
+]
+Masks = Annotated[Path | None, typer.Option(metavar="DIR", help="PNG masks of the objects, by picture name.")]
+Quick = Annotated[bool, typer.Option("--quick", help="For a small machine: fewer draws, blocks and samples.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="The most samples [default: the protocol's].")]
+Few = Annotated[
+    int | None, typer.Option(min=1, help="The most for metrics that pass through the network for every method anew.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the files go; the same call goes on.")]
+Seed = Annotated[int, typer.Option(help="Of all draws.")]
+OnDevice = Annotated[Place, typer.Option(help="auto is CUDA where there is one.")]
+Batch = Annotated[int, typer.Option(min=1, help="The most samples in one pass of the network.")]
+AtOnce = Annotated[int, typer.Option(min=1, help="Pictures that are explained together.")]
+Weights = Annotated[str | None, typer.Option(metavar="PATH", help="A state dict to load, strictly.")]
+Random = Annotated[bool, typer.Option("--random-weights", help="Do without trained weights.")]
+Classes = Annotated[str | None, typer.Option(metavar="FILE", help="Names of the classes: one a line, or JSON.")]
+
+
+def _table(name: str, text: str) -> Callable[..., None]:
+    """The command of a table of evaluations."""
+
+    def command(
+        model: Models = None,
+        data: Data = None,
+        masks: Masks = None,
+        quick: Quick = False,
+        limit: Limit = None,
+        few: Few = None,
+        out: Out = Path("out"),
+        seed: Seed = 314,
+        device: OnDevice = Place.auto,
+        batch_size: Batch = 32,
+        images_at_once: AtOnce = 4,
+        weights: Weights = None,
+        random_weights: Random = False,
+        classes: Classes = None,
+    ) -> None:
+        from backlight.benchmarks import tables
+        from backlight.benchmarks.study import Options
+
+        subjects = _subjects(model, weights, random_weights, classes, device)
+        with stages() as tell:
+            options = Options(_folder(out), data, masks, quick, limit, few, seed, images_at_once, batch_size, tell)
+            _show(getattr(tables, name)(subjects, options), out)
+
+    return benchmark.command(name, help=text)(command)
+
+
+_table("pullbacks", "Semantic Pullbacks, Tables 2, 5, 6: twelve methods, six metrics, and versions that see the sign.")
+_table("ablations", "Semantic Pullbacks, ablations: temperatures, steps and step lengths, one at a time.")
+_table("focus", "Semantic Pullbacks, Focus: relevance on the target's tiles of mosaics.")
+_table("local", "iERF, Table I: pointing game, localisation, sparseness, fidelity, stability.")
+_table("refinement", "iERF, Table IV: the head of SRD.")
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, Step], None]]:
+    """Progress on stderr, anew for each stage."""
+    from backlight.cli.console import say
+    from backlight.cli.evaluating import news
+
+    with ExitStack() as stack:
+        current: dict[str, Any] = {"what": None, "tell": None}
+
+        def tell(what: str, step: Step) -> None:
+            if what != current["what"]:
+                stack.close()
+                say(what)
+                current.update(what=what, tell=stack.enter_context(news(step.total)))
+            current["tell"](step)
+
+        yield tell
+
+
+def _subjects(
+    model: list[str] | None, weights: str | None, random_weights: bool, classes: str | None, device: Place
+) -> list[Subject]:
+    from backlight.benchmarks.subjects import NETWORKS, open_subject
+    from backlight.cli.networks import choose_device
+    from backlight.cli.settings import split
+
+    place = choose_device(device.value)
+    return [open_subject(name, weights, random_weights, classes, place) for name in split(model or NETWORKS)]
+
+
+def _folder(out: Path) -> Path:
+    from backlight.cli.outputs import output_folder
+
+    return output_folder(out)
+
+
+def _show(report: Report, out: Path) -> None:
+    from backlight.cli.console import say
+
+    print(report.markdown(), flush=True)
+    say(f"-> {out}: table.md, table.csv, table.tex, run.json")
