@@ -121,7 +121,7 @@ class CaptumExplainer(Explainer):
         return found, before != _generator_states(inputs.device)
 
     def reseeded(self, seed: int) -> Explainer:
-        return replace(self, seed=seed)
+        return self if self.draws is False else replace(self, seed=seed)
 
     def on(self, model: nn.Module) -> Explainer:
         if not isinstance(self.attribution.forward_func, nn.Module):
