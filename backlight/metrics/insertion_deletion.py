@@ -96,8 +96,8 @@ def replacement_curve(
     groups = ordered_blocks(maps, sums, steps, absolute=absolute, descending=True)
     ground = canvas_of(canvas, scorer.inputs, seed, sigma)
     scores = _normalised(_scores(scorer, groups, regions, ground, insert), insert, normalise)
-    done = blocks_of_ranks(count, steps).bincount().cumsum(0) / count
-    return Curve(scores[0] if single else scores, torch.cat((torch.zeros(1), done)).double())
+    done = blocks_of_ranks(count, steps).bincount().cumsum(0).double() / count
+    return Curve(scores[0] if single else scores, torch.cat((torch.zeros(1, dtype=done.dtype), done)))
 
 
 def deletion_curve(
@@ -254,7 +254,8 @@ class Deletion(Metric):
 class Insertion(Deletion):
     """Area under the insertion curve, from a blurred image on; settings as in `replacement_curve`.
 
-    "petsiuk" blurs by their 5 pixels at 224; their kernel is cut at 11 pixels and sees zeros outside, ours is whole.
+    "petsiuk": their kernel, a Gaussian of 5 pixels reflected inside 11, comes close to a box whose standard deviation is
+    3.13 pixels; ours is a Gaussian of that. Theirs sees zeros outside the image, ours the image reflected.
     """
 
     source: ClassVar[str] = "Petsiuk et al. 2018"
@@ -262,7 +263,7 @@ class Insertion(Deletion):
     higher_is_better: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "patch": {},
-        "petsiuk": {"unit": "pixel", "steps": 224, "sigma": 5 / 224, "probability": True},
+        "petsiuk": {"unit": "pixel", "steps": 224, "sigma": 3.13 / 224, "probability": True},
     }
 
     canvas: Canvas = "blur"
