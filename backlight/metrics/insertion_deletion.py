@@ -254,8 +254,8 @@ class Deletion(Metric):
 class Insertion(Deletion):
     """Area under the insertion curve, from a blurred image on; settings as in `replacement_curve`.
 
-    "petsiuk": their kernel, a Gaussian of 5 pixels reflected inside 11, comes close to a box whose standard deviation is
-    3.13 pixels; ours is a Gaussian of that. Theirs sees zeros outside the image, ours the image reflected.
+    "petsiuk": their kernel, a Gaussian of 5 pixels reflected inside 11, is nearly a box of standard deviation 3.13;
+    ours is a Gaussian of that. Theirs sees zeros outside the image, ours the image reflected.
     """
 
     source: ClassVar[str] = "Petsiuk et al. 2018"
