@@ -85,7 +85,10 @@ class Neighbours:
         random = self.fresh and explainer.reseeded(0) is not explainer
         for made_by, rows in self._reseeded(explainer, len(x)) if random else self._mixed(explainer, len(x)):
             noise = [self.noise(tuple(x.shape[1:]), sources[row]) for row in rows.tolist()]
-            yield made_by, rows, x[rows.to(x.device)] + torch.stack(noise).to(x)
+            versions = x[rows.to(x.device)] + torch.stack(noise).to(x)
+            if versions.ndim == 4:  # convolutions without the copies of their layout
+                versions = versions.contiguous(memory_format=torch.channels_last)
+            yield made_by, rows, versions
 
     def _mixed(self, explainer: Explainer, samples: int) -> Iterator[tuple[Explainer, Tensor]]:
         """All draws of all samples, draw by draw."""
