@@ -34,6 +34,7 @@ def faithfulness_correlation(
     runs: int = 100,
     fill: Fill = 0.0,
     absolute: bool = True,
+    difference: bool = False,
     seed: Seed = 0,
     batch_size: int = BATCH_SIZE,
 ) -> Float[Tensor, "*M N"]:
@@ -51,27 +52,39 @@ def faithfulness_correlation(
         patch: the side of a patch; see `backlight.metrics.patches.pixels`.
         fill: what replaces the subset; see `backlight.metrics.fills`.
         absolute: sum absolute values, which cannot tell a map from its negative.
+        difference: sum phi (x - x') in place of phi: what a gradient says of the fall, to first order.
         seed: one for all samples, or one a sample.
 
     Raises:
         UnknownNameError: another unit.
-        InputError: a subset or number of runs that does not fit.
+        InputError: a subset or number of runs that does not fit, or `absolute` with `difference`.
     """
     if unit not in UNITS:
         raise UnknownNameError("unit", unit, UNITS)
+    if absolute and difference:
+        raise InputError("the inner product with a difference has a sign: give absolute=False with difference=True")
     maps, single = stacked(attributions, inputs)
     maps = maps.abs() if absolute else maps
     scorer = Scorer.of(model, inputs, target, batch_size)
     if unit == "patch":
         regions, count = grid(inputs.shape[2:], pixels(patch, inputs), inputs.device)
-        masses = region_sums(positions(maps).flatten(2), regions.flatten(), count).cpu()
-        drops = patch_drops(scorer, regions, filled(fill, scorer.inputs, count, seed))
+        fills = filled(fill, scorer.inputs, count, seed)
+        drops = patch_drops(scorer, regions, fills)
+
+        def masses(values: Float[Tensor, "M N C H W"]) -> Float[Tensor, "M N J"]:
+            return region_sums(positions(values).flatten(2), regions.flatten(), count).cpu()
+
     else:
         channels = 1 if unit == "feature" else inputs.shape[1]
         chosen = drawn_subsets(scorer.inputs, unit, subset, runs, seed)
-        masses = subset_masses(maps, chosen, channels)
-        drops = subset_drops(scorer, chosen, channels, filled(fill, scorer.inputs, runs, further(seed, 1)))
-    scores = pearson(masses, drops)
+        fills = filled(fill, scorer.inputs, runs, further(seed, 1))
+        drops = subset_drops(scorer, chosen, channels, fills)
+
+        def masses(values: Float[Tensor, "M N C H W"]) -> Float[Tensor, "M N J"]:
+            return subset_masses(values, chosen, channels)
+
+    mass = masses(maps * scorer.inputs) - precise(fills).cpu() * masses(maps) if difference else masses(maps)
+    scores = pearson(mass, drops)
     return scores[0] if single else scores
 
 
@@ -135,6 +148,7 @@ class FaithfulnessCorrelation(Metric):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "pullbacks": {},
         "signed": {"absolute": False},
+        "first-order": {"absolute": False, "difference": True},
         "quantus": {"unit": "feature", "subset": 224, "runs": 100, "fill": "min", "absolute": False},
     }
 
@@ -144,6 +158,7 @@ class FaithfulnessCorrelation(Metric):
     runs: int = 100
     fill: Fill = 0.0
     absolute: bool = True
+    difference: bool = False
 
     def __call__(self, case: Case) -> Tensor:
         return faithfulness_correlation(

@@ -167,3 +167,22 @@ def test_settings_that_do_not_fit_are_named(net: Net, x: Tensor, maps: Tensor) -
         with pytest.raises(InputError, match="144 positions"):
             faithfulness_correlation(net, x, maps, 0, unit="position", **settings)
     assert torch.isfinite(faithfulness_correlation(net, x, maps, 0, unit="feature", subset=145)).all()
+
+
+@pytest.mark.parametrize(
+    ("unit", "fill"), [("patch", 0.25), ("patch", "uniform"), ("position", "uniform"), ("feature", "min")]
+)
+def test_to_first_order_a_gradient_of_a_linear_model_is_faithful(unit: str, fill: float | str) -> None:
+    weight = drawn(1, 3, SIZE, SIZE, seed=5)
+    x = drawn(2, 3, SIZE, SIZE, seed=6)
+    maps = weight.expand_as(x)
+    settings = {"unit": unit, "fill": fill, "subset": 9, "runs": 12, "absolute": False}
+    score = faithfulness_correlation(Linear(weight), x, torch.stack([maps, -maps]), 0, difference=True, **settings)
+    assert torch.allclose(score, torch.tensor([[1.0], [-1.0]], dtype=torch.float64).expand(2, 2), atol=1e-10)
+    plain = faithfulness_correlation(Linear(weight), x, maps, 0, **settings)
+    assert (plain < 0.99).all()
+
+
+def test_a_difference_has_a_sign(net: Net, x: Tensor) -> None:
+    with pytest.raises(InputError, match="absolute=False"):
+        faithfulness_correlation(net, x, x, 0, difference=True)
