@@ -53,7 +53,8 @@ class Protocol:
     """A table: rows, columns, the row that the others are compared with, and how many samples.
 
     `table`: its published numbers. `numbers`: (exact, quick) numbers of samples. `show`: what stands beside a mean,
-    `wins` (the share of samples where the method is better than the baseline) or `differences` from it.
+    `wins` (the share of samples where the method is better than the baseline) or `differences` from it. `own`: each
+    network has one of the paper's to be compared with, whose name ends in its own.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Protocol:
     numbers: tuple[int, int]
     show: str = "wins"
     controls: bool = True
+    own: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -268,6 +270,7 @@ ACTIVATIONS = Protocol(
     {"Fidelity": LOCAL_COLUMNS["Fidelity"]},
     "InputXGradient",
     (1000, 200),
+    own=True,
     notes=("Ours are small ResNets, trained here on CIFAR-10 pictures; the paper's are ResNet50s on CIFAR-100.",),
 )
 

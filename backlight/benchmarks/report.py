@@ -188,6 +188,8 @@ def _below(protocol: Protocol, study: Study, label: str, numbers: Mapping[str, M
     means = {name: one.mean for name, one in evaluation.table(label).items() if not math.isnan(one.mean)}
     agreements = []
     for network, found in numbers.items():
+        if protocol.own and not network.endswith(f" {study.network}"):
+            continue
         pairs = [
             (means[name], found[row.published].mean)
             for name, row in protocol.rows.items()

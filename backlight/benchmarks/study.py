@@ -85,14 +85,16 @@ class Magnitude(Explainer):
         return Magnitude(self.inner.on(model))  # type: ignore[arg-type]
 
 
-def study(protocol: Protocol, subject: Subject, options: Options) -> Study:
+def study(protocol: Protocol, subject: Subject, options: Options, given: Samples | None = None) -> Study:
     """Measure a protocol on a network, in the folder `options.out`.
+
+    `given`: the samples of all columns, in place of pictures of `options.data`.
 
     Raises:
         BacklightError: no pictures, a folder with other settings, no row that the network has.
     """
-    stages = list(grouped(protocol, subject, options).items())
-    samples = {name: _samples(protocol, subject, options, columns) for name, columns in stages}
+    stages = list(grouped(protocol, options, given is None and _has_masks(protocol, subject, options)).items())
+    samples = {name: given or _samples(protocol, subject, options, columns) for name, columns in stages}
     explainers, left_out = built(protocol, subject, options, samples[stages[0][0]])
     if protocol.baseline not in explainers:
         raise InputError(f"{subject.name} has no {protocol.baseline!r}: {left_out.get(protocol.baseline)}")
@@ -120,10 +122,11 @@ def study(protocol: Protocol, subject: Subject, options: Options) -> Study:
     return Study(subject.name, {label: found[label] for label in protocol.columns if label in found}, left_out)
 
 
-def grouped(protocol: Protocol, subject: Subject, options: Options) -> dict[str, dict[str, Column]]:
-    """The columns by the stage they are measured in: those of the same samples together."""
-    kinds = {column.samples for column in protocol.columns.values()}
-    masked = OBJECTS in kinds and _has_masks(subject, options)
+def grouped(protocol: Protocol, options: Options, masked: bool = False) -> dict[str, dict[str, Column]]:
+    """The columns by the stage they are measured in: those of the same samples together.
+
+    `masked`: the pictures have masks, and no others are needed for the objects.
+    """
     found: dict[str, dict[str, Column]] = {}
     for label, column in protocol.columns.items():
         if options.quick and column.quick is None:
@@ -190,7 +193,9 @@ def _samples(protocol: Protocol, subject: Subject, options: Options, columns: Ma
     return pictures(options.data, subject, kind, number, options.masks, options.seed)
 
 
-def _has_masks(subject: Subject, options: Options) -> bool:
+def _has_masks(protocol: Protocol, subject: Subject, options: Options) -> bool:
+    if all(column.samples != OBJECTS for column in protocol.columns.values()):
+        return False
     return getattr(pictures(options.data, subject, PICTURES, 10**9, options.masks), "masked", 0) > 0
 
 

@@ -134,6 +134,17 @@ class Composed:
         return Sample(name, found, layout.target, layout.mask(self.size))
 
 
+def data_folder(data: Path | None) -> Path:
+    """The folder that was named, or the photographs beside the repository.
+
+    Raises:
+        InputError: none was named, and there are no photographs.
+    """
+    if data is None and not DATA.is_dir():
+        raise InputError(f"which pictures? Give --data FOLDER of labelled ones (there is none at {str(DATA)!r})")
+    return data or DATA
+
+
 def pictures(
     data: Path | None, subject: Subject, kind: str, number: int, masks: Path | None = None, seed: int = 314
 ) -> Samples:
@@ -142,11 +153,9 @@ def pictures(
     `objects` are the pictures themselves where some have masks, else pairs.
 
     Raises:
-        InputError: no folder was named, and there is none beside the repository.
+        InputError: no folder was named, and there are no photographs beside the repository.
     """
-    folder = data or DATA
-    if data is None and not folder.is_dir():
-        raise InputError(f"which pictures? Give --data FOLDER of labelled ones (there is none at {str(folder)!r})")
+    folder = data_folder(data)
     found = LabelledFolder(folder, subject.classes, subject.preprocessing, None, masks)
     if kind == MOSAICS or (kind == OBJECTS and not found.masked):
         labels = [int(entry.target or 0) for entry in found._entries.values()]

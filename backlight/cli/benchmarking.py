@@ -91,6 +91,85 @@ _table("local", "iERF, Table I: pointing game, localisation, sparseness, fidelit
 _table("refinement", "iERF, Table IV: the head of SRD.")
 
 
+@benchmark.command(help="Semantic Pullbacks, Table 3: seconds of explanations, as a ratio to the gradient's.")
+def timing(
+    model: Models = None,
+    data: Data = None,
+    quick: Quick = False,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Pictures that are explained [default: 20, quick 2].")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Of which the median is taken [default: 5, 3].")] = None,
+    out: Out = Path("out"),
+    device: OnDevice = Place.auto,
+    batch_size: Batch = 32,
+    weights: Weights = None,
+    random_weights: Random = False,
+    classes: Classes = None,
+) -> None:
+    from backlight.benchmarks.study import Options
+    from backlight.benchmarks.timing import timing
+    from backlight.cli.console import say
+
+    subjects = _subjects(model, weights, random_weights, classes, device)
+    options = Options(_folder(out), data, quick=quick, batch_size=batch_size)
+    _show(timing(subjects, options, batch, repeats, say), out)
+
+
+@benchmark.command(help="iERF, Table II: networks of six activations, trained here on pictures of 32 pixels.")
+def activations(
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An .npz: x_train, y_train, x_test, y_test.")
+    ] = None,
+    quick: Quick = False,
+    limit: Limit = None,
+    depth: Annotated[int | None, typer.Option(min=8, help="6 n + 2 layers [default: 20, quick 8].")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of training [default: 20, quick 6].")] = None,
+    out: Out = Path("out"),
+    seed: Seed = 314,
+    device: OnDevice = Place.auto,
+    batch_size: Batch = 32,
+    images_at_once: AtOnce = 4,
+) -> None:
+    from dataclasses import replace
+
+    from backlight.benchmarks.activations import activations, default_training
+    from backlight.benchmarks.study import Options
+    from backlight.cli.console import say
+    from backlight.cli.networks import choose_device
+
+    place = choose_device(device.value)
+    with stages() as tell:
+        options = Options(_folder(out), data, None, quick, limit, None, seed, images_at_once, batch_size, tell)
+        chosen = {name: value for name, value in (("depth", depth), ("epochs", epochs)) if value is not None}
+        training = replace(default_training(options), **chosen)
+        _show(activations(options, training, device=place, told=say), out)
+
+
+@benchmark.command(help="iERF, Figure 4: how far the manipulation attack moves explanations.")
+def manipulation(
+    model: Models = None,
+    data: Data = None,
+    quick: Quick = False,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Of pictures [default: 100, quick 2].")] = None,
+    size: Annotated[int | None, typer.Option(min=8, help="Of the pictures, in pixels [default: 224, 96].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The most steps [default: 1500, quick 60].")] = None,
+    preset: Annotated[str, typer.Option(help="paper, or reference (Dombrowski et al. 2019).")] = "paper",
+    out: Out = Path("out"),
+    device: OnDevice = Place.auto,
+    weights: Weights = None,
+    random_weights: Random = False,
+    classes: Classes = None,
+) -> None:
+    from backlight.benchmarks.manipulation import manipulation
+    from backlight.benchmarks.study import Options
+    from backlight.cli.console import say
+
+    subjects = _subjects(model, weights, random_weights, classes, device)
+    options = Options(_folder(out), data, quick=quick)
+    _show(manipulation(subjects, options, pairs, size, steps, preset, told=say), out)
+
+
 @contextmanager
 def stages() -> Iterator[Callable[[str, Step], None]]:
     """Progress on stderr, anew for each stage."""

@@ -1,0 +1,182 @@
+"""Small networks on pictures of 32 pixels: residual networks of any activation, and their training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backlight.errors import InputError
+from backlight.models.checkpoints import load_strictly, read_state_dict
+from backlight.shapes import Float, Int, UInt8
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "ReLU": F.relu,
+    "ELU": F.elu,
+    "LeakyReLU": F.leaky_relu,
+    "Swish": F.silu,
+    "GELU": F.gelu,
+    "Tanh": torch.tanh,
+}
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut without weights: every second pixel, new channels zero (He et al. 2016)."""
+
+    def __init__(self, width_in: int, width: int, stride: int, activation: Callable[[Tensor], Tensor] = F.relu) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.stride, self.grown, self.activation = stride, width - width_in, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.activation(self.bn1(self.conv1(x)))))
+        side = x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x
+        side = F.pad(side, (0, 0, 0, 0, self.grown // 2, self.grown // 2)) if self.grown else side
+        return self.activation(y + side)
+
+
+class CifarResNet(nn.Module):
+    """Three stages of `width`, twice and four times as many channels; (depth - 2) / 6 blocks each."""
+
+    def __init__(self, depth: int, activation: str = "ReLU", width: int = 16, classes: int = 10) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        before, stages = width, []
+        for number, out in enumerate((width, 2 * width, 4 * width)):
+            blocks = []
+            for place in range((depth - 2) // 6):
+                blocks.append(Block(before, out, 2 if number and not place else 1, self.activation))
+                before = out
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = stages
+        self.linear = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N K"]:
+        x = self.layer3(self.layer2(self.layer1(self.activation(self.bn1(self.conv1(x))))))
+        return self.linear(x.mean((2, 3)))
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained: SGD with Nesterov momentum 0.9, one cycle of rates, flips and shifts by four pixels."""
+
+    depth: int = 20
+    width: int = 16
+    epochs: int = 20
+    rate: float = 0.2
+    decay: float = 5e-4
+    batch: int = 128
+    seed: int = 314
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """Pictures `[N, 3, 32, 32]` in [-1, 1] and labels, to train on and to test on."""
+
+    x: Float[Tensor, "N 3 H W"]
+    y: Int[Tensor, "N"]
+    x_test: Float[Tensor, "M 3 H W"]
+    y_test: Int[Tensor, "M"]
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return int(max(self.y.max(), self.y_test.max())) + 1
+
+    @classmethod
+    def load(cls, path: Path) -> Cifar:
+        """From an `.npz` with x_train, y_train, x_test, y_test: uint8 `[N, H, W, 3]`, and labels from 0.
+
+        Raises:
+            InputError: another file.
+        """
+        try:
+            with np.load(path) as arrays:
+                found = {name: arrays[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"cannot read {str(path)!r} as .npz of x_train, y_train, x_test, y_test: {error}"
+            ) from None
+        labels = [torch.from_numpy(found[name].astype(np.int64).reshape(-1)) for name in ("y_train", "y_test")]
+        return cls(pixels(found["x_train"]), labels[0], pixels(found["x_test"]), labels[1])
+
+
+def pixels(pictures: UInt8[np.ndarray, "N H W 3"]) -> Float[Tensor, "N 3 H W"]:
+    """8-bit pictures in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def trained(
+    activation: str,
+    data: Cifar,
+    training: Training,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] = lambda epoch: None,
+) -> CifarResNet:
+    """A network in evaluation mode; the same one for the same seed on the same machine. Random states stay."""
+    devices = [torch.cuda.current_device()] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(training.seed)
+        network = CifarResNet(training.depth, activation, training.width, data.classes).to(device)
+        steps = training.epochs * -(-len(data.x) // training.batch)
+        sgd = torch.optim.SGD(network.parameters(), training.rate, 0.9, weight_decay=training.decay, nesterov=True)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(sgd, training.rate, total_steps=steps, pct_start=0.3)
+        for epoch in range(training.epochs):
+            progress(epoch)
+            for rows in torch.randperm(len(data.x)).split(training.batch):
+                loss = F.cross_entropy(network(varied(data.x[rows]).to(device)), data.y[rows].to(device))
+                sgd.zero_grad()
+                loss.backward()
+                sgd.step()
+                cycle.step()
+    return network.eval().requires_grad_(False)
+
+
+def varied(x: Float[Tensor, "N 3 H W"], shift: int = 4) -> Float[Tensor, "N 3 H W"]:
+    """Pictures flipped by chance, and moved by up to `shift` pixels, grey where nothing is known."""
+    size = x.shape[-1]
+    flipped = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x, x.flip(-1))
+    padded = F.pad(flipped, (shift,) * 4)
+    down, across = torch.randint(0, 2 * shift + 1, (2, len(x), 1))
+    rows, columns = down + torch.arange(size), across + torch.arange(size)
+    places = torch.arange(len(x))[:, None, None, None], torch.arange(3)[:, None, None]
+    return padded[places[0], places[1], rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def accuracy(network: nn.Module, data: Cifar, device: torch.device | str = "cpu", batch: int = 500) -> float:
+    """The share of test pictures whose largest logit is the label's."""
+    with torch.no_grad():
+        found = torch.cat([network(x.to(device)).argmax(1).cpu() for x in data.x_test.split(batch)])
+    return float((found == data.y_test).double().mean())
+
+
+def kept(
+    folder: Path, activation: str, data: Cifar, training: Training, device: torch.device | str, **settings: Any
+) -> CifarResNet:
+    """The network that was trained into this folder by the same settings, or a new one, which is written there."""
+    from safetensors.torch import save_file
+
+    path, about = folder / f"{activation}.safetensors", folder / f"{activation}.json"
+    told = json.dumps({**asdict(training), "activation": activation, "pictures": len(data.x)}, indent=2)
+    if path.exists() and about.exists() and about.read_text(encoding="utf-8") == told:
+        network = CifarResNet(training.depth, activation, training.width, data.classes)
+        load_strictly(network, read_state_dict(path), str(path))
+        return network.to(device).eval().requires_grad_(False)
+    network = trained(activation, data, training, device, **settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    about.unlink(missing_ok=True)
+    save_file({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}, path)
+    about.write_text(told, encoding="utf-8")
+    return network
