@@ -171,8 +171,9 @@ def main() -> None:
         if not given.no_quantus:
             runs["quantus"] = theirs(contest, model, x.cpu(), y.cpu(), maps.cpu())
         seconds = {key: value / given.images for key, value in timed(runs, given.repeats, clock).items()}
-        rest = f"{seconds['quantus']:.3f} | {seconds['quantus'] / seconds['ours']:.1f}" if "quantus" in runs else "- | -"
-        print(f"| {name} | {seconds['bare']:.3f} | {seconds['ours']:.3f} | {seconds['ours'] / seconds['bare']:.2f} | {rest} |")
+        own = seconds["ours"]
+        rest = f"{seconds['quantus']:.3f} | {seconds['quantus'] / own:.1f}" if "quantus" in runs else "- | -"
+        print(f"| {name} | {seconds['bare']:.3f} | {own:.3f} | {own / seconds['bare']:.2f} | {rest} |", flush=True)
 
 
 if __name__ == "__main__":
