@@ -24,6 +24,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "simonyan.md",
         "robustness.md",
         "srd.md",
+        "evaluation.md",
     ],
 )
 def test_python_blocks_run(name: str) -> None:

@@ -65,12 +65,11 @@ def signs(evaluation: Evaluation, metric: str) -> dict[str, str]:
     values = dict(zip(evaluation.methods, evaluation.values(metric), strict=True))
     pairs = [name for name in values if MINUS + name in values]
     pairs = [name for name in pairs if not np.isnan(values[name] - values[MINUS + name]).all()]
-    declared = not evaluation.run["identity"]["metrics"][metric]["sees_sign"]
-    if all(_equal(values[name], values[MINUS + name]) for name in pairs) and (pairs or declared):
+    blind = not evaluation.run["identity"]["metrics"][metric]["sees_sign"]  # few samples may tie by chance
+    if blind and all(_equal(values[name], values[MINUS + name]) for name in pairs):
         return {"blind": f"{metric} cannot tell a map from its negative."}
-    higher = evaluation.higher_is_better(metric)
-    table = evaluation.table(metric)
-    worse = [name for name in pairs if (table[MINUS + name].mean > table[name].mean) == higher]
+    sign, table = 1 if evaluation.higher_is_better(metric) else -1, evaluation.table(metric)
+    worse = [name for name in pairs if sign * table[MINUS + name].mean > sign * table[name].mean]
     worse = [name for name in worse if not _equal(values[name], values[MINUS + name])]
     if worse:
         return {"negative": f"{metric} ranks the negative of {', '.join(worse)} above the map itself."}

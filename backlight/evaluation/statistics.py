@@ -11,6 +11,7 @@ from backlight.shapes import Float
 RESAMPLES = 10_000
 LEVEL = 0.95
 _ENTRIES = 4_000_000  # of the largest array of draws
+_TIE = 1e-6  # of the larger of two values: what rounding leaves of equal ones
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Summary:
 @dataclass(frozen=True)
 class Paired:
     """Differences (method - baseline) at the samples where both are defined; `wins`: the share of those where the
-    method is the better one, ties half."""
+    method is the better one, ties half. Values that differ by rounding alone tie."""
 
     n: int
     mean: float
@@ -66,11 +67,12 @@ def paired(
     differences = values - baseline[:, None]
     low, high = bootstrap(differences, resamples, level, seed)
     found = []
-    for column, lowest, highest in zip(differences.T, low, high, strict=True):
-        there = column[~np.isnan(column)]
-        n = len(there)
-        better = there if higher_is_better else -there
-        wins = float((better > 0).mean() + (better == 0).mean() / 2) if n else np.nan
+    larger = np.maximum(np.abs(values), np.abs(baseline[:, None]))
+    better = np.where(np.abs(differences) <= _TIE * larger, 0, differences if higher_is_better else -differences)
+    for column, sides, lowest, highest in zip(differences.T, better.T, low, high, strict=True):
+        known = ~np.isnan(column)
+        there, n = column[known], int(known.sum())
+        wins = float((sides[known] > 0).mean() + (sides[known] == 0).mean() / 2) if n else np.nan
         found.append(Paired(n, float(there.mean()) if n else np.nan, lowest, highest, wins))
     return found
 

@@ -179,9 +179,10 @@ def formatter(values: Sequence[float], sign: bool = False) -> Callable[[float], 
     form = f"{'+' if sign else ''}.{min(max(decimals, 0), 5)}f" if -3 < decimals < 6 else f"{'+' if sign else ''}.2e"
 
     def shown(value: float) -> str:
-        if value == 0:
-            return "0"
-        return NONE if math.isnan(value) else format(value, form).replace("-", "−")
+        if math.isnan(value):
+            return NONE
+        text = "0" if value == 0 else format(value, form)
+        return (text if float(text) else text.lstrip("+-")).replace("-", "−")
 
     return shown
 

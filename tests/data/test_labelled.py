@@ -231,6 +231,16 @@ def test_masks_of_every_mode(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_mask(tmp_path / f"{name}.png"), plain > 0, err_msg=name)
 
 
+def test_masks_are_not_blended(tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).random((32, 32)) < 0.5
+    picture(tmp_path / "n1" / "a.png", (32, 32))
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "masks" / "a.png")
+    found = LabelledFolder(tmp_path, CLASSES, HOW).load("n1/a.png").mask
+    assert found is not None
+    np.testing.assert_array_equal(found.numpy(), mask[1::2, 1::2])  # 32 to 16 pixels: one of four, no mean of them
+
+
 def test_the_photographs_beside_the_repository(data_dir: Path) -> None:
     folder = data_dir / "images" / "photos_500"
     if not os.path.isdir(folder):

@@ -84,6 +84,8 @@ def test_paired_differences_by_hand() -> None:
     lower = paired(values, own, higher_is_better=False, resamples=100)
     assert [one.wins for one in lower] == [pytest.approx(1 - one.wins) for one in (first, second)]
     assert lower[0].mean == first.mean
+    (rounded,) = paired(own[:, None] * (1 + 1e-9), own, True)
+    assert rounded.wins == 0.5
     (itself,) = paired(own[:, None], own, True)
     assert itself == Paired(3, 0.0, 0.0, 0.0, 0.5)
 
