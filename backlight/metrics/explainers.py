@@ -169,10 +169,8 @@ def decided(target: Any, samples: int) -> Target:
     return found
 
 
-def explained(
-    explainer: Explainer, inputs: Float[Tensor, "N C *space"], target: Target, batch_size: int
-) -> Float[Tensor, "N _ *space"]:
-    """Maps of all samples, of at most `batch_size` at a time."""
+def explained(explainer: Explainer, inputs: Float[Tensor, "N C *space"], target: Target, batch_size: int) -> Tensor:
+    """Maps of all samples, of at most `batch_size` at a time; in the shape that the explainer gives them."""
     pieces = torch.arange(len(inputs)).split(_positive(batch_size))
     return torch.cat([explainer(inputs[rows], target.rows(rows)).detach() for rows in pieces])
 

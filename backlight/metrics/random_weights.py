@@ -118,7 +118,7 @@ def _reset(module: nn.Module, seed: int) -> dict[str, Tensor]:
     """A module's own tensors after `reset_parameters`, NaN where it draws nothing; empty where there is none."""
     if not callable(getattr(module, "reset_parameters", None)):
         return {}
-    blank = deepcopy(module).cpu()
+    blank = deepcopy(module).cpu().float()  # the same draws in every type
     for parameter in blank.parameters(recurse=False):
         if parameter.is_floating_point():
             parameter.fill_(torch.nan)

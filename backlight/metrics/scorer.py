@@ -90,7 +90,12 @@ class Scorer:
         `of`: all that decides the versions, besides the samples; what was asked for with an equal one is not computed
         again. Tensors are compared by content.
         """
-        key = tuple((entry.cpu().numpy().tobytes() if isinstance(entry, Tensor) else entry) for entry in of)
+        key = tuple(_content(entry) if isinstance(entry, Tensor) else entry for entry in of)
         if not key or key not in self._drops:
             self._drops[key] = self.scores[:, None] - self.versions(count, make)
         return self._drops[key] if key else self._drops.pop(key)
+
+
+def _content(tensor: Tensor) -> tuple[torch.Size, torch.dtype, bytes]:
+    """What makes two tensors equal; NumPy has not all of their types."""
+    return tensor.shape, tensor.dtype, tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
