@@ -92,8 +92,11 @@ def layer_names(model: nn.Module, sample: Float[Tensor, "1 *shape"]) -> list[str
 
 
 def layer_seed(seed: int, number: int) -> int:
-    """Of the layer that is called as this number: layers of one shape must not get the same weights."""
-    return seed * 1_000_003 + number
+    """Of the layer that is called as this number: layers of one shape must not get the same weights.
+
+    Nor may a layer get those that it had, in a network that was made right after `torch.manual_seed(seed)`.
+    """
+    return (seed + 1) * 1_000_003 + number
 
 
 @torch.no_grad()
