@@ -295,7 +295,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure explanations on labelled pictures: rows as they come, resumable; then tables and figures."""
-    from backlight.cli.evaluating import Evaluating, fitting, metrics_with_settings, show
+    from backlight.cli.evaluating import Evaluating, fitting, metrics_with_settings, show, written
     from backlight.cli.networks import open_network
     from backlight.cli.outputs import output_folder
     from backlight.cli.settings import methods_with_settings
@@ -312,7 +312,7 @@ def evaluate(
     work = Evaluating(network, samples, explainers, chosen, out, baseline, target.value, controls, *sizes)
     output_folder(out)
     found = work.run()
-    files = found.write(kind=format.value)
+    files = written(found, format.value)
     console.print_json({**as_record(found), "files": [*map(str, files)]}) if json else show(found)
     console.say(f"{len(found.samples)} images -> {out}: results.parquet, " + ", ".join(path.name for path in files))
     if found.skipped or found.failures:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,14 @@ class Evaluating:
                 settings=about,
                 progress=tell,
             )
+
+
+def written(evaluation: Evaluation, kind: str) -> list[Path]:
+    """The tables, and the figures where matplotlib is installed, which is said where it is not."""
+    drawn = find_spec("matplotlib") is not None
+    if not drawn:
+        say("no figures: they need pip install 'backlight[plots]'")
+    return evaluation.write(figures=drawn, kind=kind)
 
 
 def placed(one: Method, network: Network) -> Method:

@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 from small_run import assert_same_rows
 from typer.testing import CliRunner
 
-from backlight.cli import networks
+from backlight.cli import evaluating, networks
 from backlight.cli.commands import app
 from backlight.cli.evaluating import fitting, metrics_with_settings
 from backlight.data import ClassNames, Preprocessing
@@ -93,6 +93,15 @@ def test_json_alone_on_stdout(tmp_path: Path, data: Path) -> None:
     assert (record["samples"], record["baseline"]) == (2, "SmoothGrad")
     assert {line["method"] for line in record["table"]} == {"Saliency", "SmoothGrad", "minus SmoothGrad"}
     assert all(Path(file).is_file() for file in record["files"])
+
+
+def test_without_matplotlib_the_tables_are_there(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluating, "find_spec", lambda name: None)
+    result = run(data, tmp_path / "out", *QUICK, "--limit", 1)
+    assert result.exit_code == 0, result.output
+    assert "backlight[plots]" in result.stderr
+    assert (tmp_path / "out" / "table.md").is_file()
+    assert not (tmp_path / "out" / "figures").exists()
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(
