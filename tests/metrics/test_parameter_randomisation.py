@@ -44,6 +44,14 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def reset(layer: nn.Module, seed: int) -> Any:
+    """A new layer of the same kind; its draws are those of single precision."""
+    new: Any = deepcopy(layer).float()
+    torch.manual_seed(seed)
+    new.reset_parameters()
+    return new.double()
+
+
 def changed(network: nn.Module, model: nn.Module) -> set[str]:
     pairs = zip(model.state_dict().items(), network.state_dict().values(), strict=True)
     return {name.rpartition(".")[0] for (name, before), after in pairs if not torch.equal(before, after)}
@@ -51,10 +59,7 @@ def changed(network: nn.Module, model: nn.Module) -> set[str]:
 
 def test_one_linear_layer_is_the_correlation_of_old_and_new_weights() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).double()
-    generator_seed = layer_seed(3, 0)
-    new = deepcopy(model[1])
-    torch.manual_seed(generator_seed)
-    new.reset_parameters()
+    new = reset(model[1], layer_seed(3, 0))
     old, fresh = (layer.weight.detach().abs().numpy() for layer in (model[1], new))
     found = parameter_randomisation(model, Saliency(model), samples(), [0, 3, 1], seed=3)
     expected = [scipy.stats.spearmanr(old[c], fresh[c])[0] for c in (0, 3, 1)]
@@ -69,8 +74,7 @@ def test_a_literal_loop_over_layers(order: str) -> None:
     expected, drawn = [], deepcopy(model)
     for name in names if order == "bottom-up" else names[::-1]:
         drawn = deepcopy(model) if order == "independent" else drawn
-        torch.manual_seed(layer_seed(2, names.index(name)))
-        drawn.get_submodule(name).reset_parameters()  # type: ignore[operator]
+        drawn.set_submodule(name, reset(model.get_submodule(name), layer_seed(2, names.index(name))))
         maps = [Saliency(m).attribute(x, classes).flatten(1) for m in (model, drawn)]
         expected.append(pearson(*maps))
     settings: dict[str, Any] = {"order": order, "similarity": "pearson", "absolute": False, "seed": 2}
