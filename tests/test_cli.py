@@ -361,6 +361,20 @@ def test_wrong_class_models_end_in_one_error(tmp_path: Path, loaded: Any, argume
     assert not list(tmp_path.iterdir())
 
 
+def test_metrics_are_listed_from_the_registry() -> None:
+    from backlight.metrics import METRICS
+
+    records = json.loads(run("metrics", "--json").stdout)
+    assert [record["name"] for record in records] == list(METRICS)
+    infidelity = records[0]
+    assert infidelity["better"] == "lower"
+    assert infidelity["presets"]["quantus"]["patches"] == [4.0]
+    assert infidelity["sees_sign"] == {"pullbacks": False, "text": False, "signed": True, "quantus": True}
+    table = run("metrics").stdout
+    assert all(name in table for name in METRICS)
+    assert "signed: scaling=positive" in table
+
+
 def test_lists(loaded: Any) -> None:
     from backlight.methods import METHODS
 

@@ -332,6 +332,15 @@ def methods(json: Json = False) -> None:
 
 
 @app.command()
+def metrics(json: Json = False) -> None:
+    """List the metrics: formula, source, direction, needs, settings by protocol."""
+    from backlight.cli.listings import metric_records, show_metrics
+
+    records = metric_records()
+    console.print_json(records) if json else show_metrics(records)
+
+
+@app.command()
 def models(
     filter: Annotated[str | None, typer.Argument(help="A part, or a shell pattern.")] = None, json: Json = False
 ) -> None:

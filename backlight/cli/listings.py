@@ -1,4 +1,4 @@
-"""`backlight methods`, `models` and `layers`: what there is to choose from."""
+"""`backlight methods`, `metrics`, `models` and `layers`: what there is to choose from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from rich.table import Table
 
 from backlight.cli.settings import plain_defaults
 from backlight.errors import UnknownNameError
+from backlight.evaluation.identity import plain
 from backlight.methods import METHODS, method
+from backlight.metrics import METRICS
 from backlight.models import available_models, load
 
 
@@ -50,6 +52,43 @@ def show_methods(records: list[dict[str, Any]]) -> None:
         if one["completeness"]:
             lines.append(f"sums to: {claims.get(one['completeness'], one['completeness'])}")
         lines.append("settings: " + escape(", ".join(f"{key}={value}" for key, value in one["settings"].items())))
+        table.add_row(one["name"], "\n".join(lines))
+    Console(highlight=False).print(table)
+
+
+def metric_records() -> list[dict[str, Any]]:
+    """Every metric of the registry with its direction, what it needs, and its settings by protocol."""
+    return [
+        {
+            "name": name,
+            "summary": (cls.__doc__ or "").strip().splitlines()[0],
+            "formula": cls.formula,
+            "source": cls.source,
+            "better": "higher" if cls.higher_is_better else "lower",
+            "needs": list(cls.needs),
+            "presets": {preset: plain(cls.preset(preset).settings()) for preset in cls.presets},
+            "sees_sign": {preset: cls.preset(preset).sees_sign for preset in cls.presets},
+        }
+        for name, cls in METRICS.items()
+    ]
+
+
+def show_metrics(records: list[dict[str, Any]]) -> None:
+    """The metrics as a table on stdout; of a preset, what differs from the first one."""
+    table = Table(show_header=False, box=HORIZONTALS, show_lines=True)
+    table.add_column(no_wrap=True, style="bold")
+    for one in records:
+        first: dict[str, Any] = next(iter(one["presets"].values()), {})
+        lines = [
+            escape(one["summary"]),
+            f"[cyan]{escape(one['formula'])}[/cyan]",
+            f"[dim]{escape(one['source'])}[/dim]",
+            f"{one['better']} is better" + (f"; needs {', '.join(one['needs'])}" if one["needs"] else ""),
+        ]
+        for preset, settings in one["presets"].items():
+            shown = settings if settings is first else {k: v for k, v in settings.items() if v != first[k]}
+            sign = "" if one["sees_sign"][preset] else " (blind to sign)"
+            lines.append(escape(f"{preset}{sign}: " + ", ".join(f"{key}={value}" for key, value in shown.items())))
         table.add_row(one["name"], "\n".join(lines))
     Console(highlight=False).print(table)
 
