@@ -25,6 +25,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "robustness.md",
         "srd.md",
         "evaluation.md",
+        "metrics.md",
     ],
 )
 def test_python_blocks_run(name: str) -> None:

@@ -46,6 +46,7 @@ from backlight.metrics.parameter_randomisation import (
     randomisation_curve,
 )
 from backlight.metrics.pointing_game import PointingGame, pointing_game
+from backlight.metrics.quantus_adapter import explain_func
 from backlight.metrics.random_logit import RandomLogit, random_logit
 from backlight.metrics.relevance_rank_accuracy import RelevanceRankAccuracy, relevance_rank_accuracy
 from backlight.metrics.segmentation_overlap import SegmentationOverlap, segmentation_overlap
@@ -128,6 +129,7 @@ __all__ = [
     "complexity_rise",
     "deletion_curve",
     "energy_pointing_game",
+    "explain_func",
     "faithfulness_correlation",
     "faithfulness_estimate",
     "focus",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -375,3 +377,52 @@ def test_true_maps_are_better_than_random_ones_and_these_than_inverted_ones(name
     better = scores.mean(1) if metric.higher_is_better else -scores.mean(1)
     assert better[0] > better[1] > better[2], scores
     assert (better[0] - better[1]) > 0.05 * (better[0] - better[2])
+
+
+# ---------------------------------------------------------------------------------------------------- the guide
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+
+
+@cache
+def guide() -> dict[str, list[str]]:
+    """The rows of the guide's table of metrics, by name."""
+    rows = [line.strip("| ").split(" | ") for line in GUIDE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    return {row[0].strip("`"): row for row in rows if len(row) == 6}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_guide_lists_what_is_there(name: str) -> None:
+    """Direction, presets, and which of them see signs."""
+    _, arrow, _, presets, signs, _ = guide()[name]
+    found = METRICS[name]
+    assert arrow == ("↑" if found.higher_is_better else "↓")
+    assert re.findall(r"`([\w-]+)`", presets) == list(found.presets)
+    seeing = [preset for preset in found.presets if found.preset(preset).sees_sign]
+    assert signs == ("yes" if seeing == list(found.presets) else ", ".join(f"`{one}`" for one in seeing) or "no")
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("methods", [1, 2])
+def test_the_guide_s_costs_are_counted(methods: int, name: str) -> None:
+    """In the defaults; besides, a metric may look at the network by a pass of one sample, once a method."""
+    passes: list[int] = []
+
+    class Counted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            passes.append(len(x))
+            return super().forward(x)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 6), nn.Tanh(), Counted(6, 4)).double().eval()
+    known = {str(number): method("Saliency")(model) for number in range(methods)}
+    case = Case(model, images()[:2], [0, 1], known, masks=masks()[:2])
+    assert case.attributions.shape[0] == methods
+    passes.clear()
+    METRICS[name]()(case)
+    words = guide()[name][-1].replace("none", "0").replace("forwards", "").replace("maps", "").strip()
+    numbers = {"M": methods, "L": 2}
+    expected = sum(
+        math.prod(numbers.get(factor) or int(factor) for factor in part.split()) if part.strip() != "0" else 0
+        for part in words.split("+")
+    )
+    assert 0 <= sum(passes) - 2 * expected <= methods, (sum(passes) / 2, expected)
