@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from backlight.benchmarks.published import Published, published
 from backlight.benchmarks.study import Study
 from backlight.evaluation.identity import versions
 from backlight.evaluation.journal import write_text
-from backlight.evaluation.tables import DOWN, UP, escaped, formatter
-from backlight.metrics.controls import is_control
+from backlight.evaluation.tables import DOWN, UP, breaks, escaped, formatter
 from backlight.metrics.correlation import spearman
 
 NONE = "–"
@@ -38,18 +37,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """Tables with what stands above them, and all numbers as records."""
+    """Tables with what stands above them, and all numbers as records. `overview`: as the paper has it, by network."""
 
     title: str
     above: Sequence[str]
     tables: Sequence[Table]
     records: Sequence[Mapping[str, Any]]
     run: Mapping[str, Any] = field(default_factory=dict)
+    overview: Sequence[Table] = ()
 
     def markdown(self) -> str:
         """As Markdown."""
         parts = [f"# {self.title}", *self.above]
-        for table in self.tables:
+        for table in (*self.overview, *self.tables):
             lines = [list(table.heads), ["---", *["---:"] * (len(table.heads) - 1)], *map(list, table.rows)]
             grid = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
             parts += [f"## {table.title}", grid, *table.below]
@@ -58,7 +58,7 @@ class Report:
     def latex(self) -> str:
         """For the package booktabs."""
         parts = [f"% {self.title}; needs \\usepackage{{booktabs}}"]
-        for table in self.tables:
+        for table in (*self.overview, *self.tables):
             lines = [f"\\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}", "\\toprule"]
             lines += [_latex_row(table.heads), "\\midrule"]
             for place, row in enumerate(table.rows):
@@ -96,7 +96,9 @@ def report(protocol: Protocol, studies: Sequence[Study], quick: bool) -> Report:
     above = [*_said(protocol, studies, quick), *protocol.notes]
     columns = [label for label in protocol.columns if any(label in study.evaluations for study in studies)]
     tables = [_table(protocol, studies, label) for label in columns]
-    return Report(protocol.title, above, tables, _records(protocol, studies, columns), _run(protocol, studies, quick))
+    overview = [_overview(protocol, study, columns) for study in studies]
+    records = _records(protocol, studies, columns)
+    return Report(protocol.title, above, tables, records, _run(protocol, studies, quick), overview)
 
 
 def joined(reports: Sequence[Report], title: str) -> Report:
@@ -109,7 +111,7 @@ def joined(reports: Sequence[Report], title: str) -> Report:
     above = list(dict.fromkeys(text for one in reports for text in one.above))
     return Report(
         title, above, tables, [record for one in reports for record in one.records],
-        {"benchmarks": [dict(one.run) for one in reports]},
+        {"benchmarks": [dict(one.run) for one in reports]}, [table for one in reports for table in one.overview],
     )  # fmt: skip
 
 
@@ -138,9 +140,7 @@ def _table(protocol: Protocol, studies: Sequence[Study], label: str) -> Table:
         network: {one.row: one for one in published(protocol.table) if one.column == label and one.network == network}
         for network in dict.fromkeys(one.network for one in published(protocol.table) if one.column == label)
     }
-    names = list(dict.fromkeys(name for study in there for name in study.evaluations[label].methods))
-    order = {name: place for place, name in enumerate(protocol.rows)}
-    names.sort(key=lambda name: order.get(name, len(order)))
+    names = _ordered(protocol, (name for study in there for name in study.evaluations[label].methods))
     shown = formatter([study.evaluations[label].table(label)[name].mean for study in there for name in names
                        if name in study.evaluations[label].methods])  # fmt: skip
     rows = [
@@ -158,8 +158,32 @@ def _table(protocol: Protocol, studies: Sequence[Study], label: str) -> Table:
     ]
     arrow = UP if there[0].evaluations[label].higher_is_better(label) else DOWN
     below = [line for study in there for line in _below(protocol, study, label, numbers)]
-    breaks = [place for place in range(1, len(names)) if is_control(names[place]) and not is_control(names[place - 1])]
-    return Table(f"{label} {arrow}", heads, rows, below, breaks)
+    return Table(f"{label} {arrow}", heads, rows, below, breaks(names))
+
+
+def _overview(protocol: Protocol, study: Study, columns: Sequence[str]) -> Table:
+    """Methods by metrics on one network: means, the best of the methods in bold."""
+    there = [label for label in columns if label in study.evaluations]
+    names = _ordered(protocol, (name for label in there for name in study.evaluations[label].methods))
+    cells: dict[str, list[str]] = {name: [] for name in names}
+    heads = []
+    for label in there:
+        evaluation = study.evaluations[label]
+        means = {name: one.mean for name, one in evaluation.table(label).items()}
+        shown = formatter(list(means.values()))
+        for name in names:
+            text = NONE if math.isnan(means.get(name, math.nan)) else shown(means[name])
+            cells[name].append(f"**{text}**" if name in evaluation.best(label) else text)
+        heads.append(f"{label} {UP if evaluation.higher_is_better(label) else DOWN}")
+    counts = sorted({len(study.evaluations[label].samples) for label in there}, reverse=True)
+    title = f"{study.network}, means of {' and '.join(map(str, counts))} samples"
+    return Table(title, ["method", *heads], [[name, *cells[name]] for name in names], (), breaks(names))
+
+
+def _ordered(protocol: Protocol, names: Iterable[str]) -> list[str]:
+    """The protocol's rows in its order, then the controls."""
+    order = {name: place for place, name in enumerate(protocol.rows)}
+    return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order)))
 
 
 def _ours(protocol: Protocol, study: Study, label: str, name: str, shown: Any) -> str:
@@ -248,7 +272,12 @@ def _run(protocol: Protocol, studies: Sequence[Study], quick: bool) -> dict[str,
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(escaped(cell).replace("±", r"$\pm$") for cell in cells) + " \\\\"
+    return " & ".join(map(_latex_cell, cells)) + " \\\\"
+
+
+def _latex_cell(cell: str) -> str:
+    text = escaped(cell.strip("*")).replace("±", r"$\pm$")
+    return rf"\textbf{{{text}}}" if cell.startswith("**") else text
 
 
 def _blank(value: Any) -> Any:

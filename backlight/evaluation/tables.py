@@ -58,7 +58,7 @@ def means(evaluation: Evaluation, interval: bool = True) -> Grid:
         heads.append(Cell(column))
         for row, value in zip(rows, evaluation.cost(column).values(), strict=True):
             row.append(Cell(plain_number(value)))
-    return Grid(heads, rows, _breaks(evaluation.methods))
+    return Grid(heads, rows, breaks(evaluation.methods))
 
 
 def differences(evaluation: Evaluation, baseline: str | None = None) -> Grid:
@@ -75,7 +75,7 @@ def differences(evaluation: Evaluation, baseline: str | None = None) -> Grid:
             interval = "" if math.isnan(one.low) else f" [{shown(one.low)}, {shown(one.high)}]"
             wins = "" if math.isnan(one.wins) else f", {100 * one.wins:.0f} %"
             row.append(Cell(shown(one.mean) + interval + wins))
-    return Grid(heads, rows, _breaks(others))
+    return Grid(heads, rows, breaks(others))
 
 
 def head(evaluation: Evaluation, metric: str) -> str:
@@ -199,7 +199,8 @@ def escaped(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
-def _breaks(names: Sequence[str]) -> tuple[int, ...]:
+def breaks(names: Sequence[str]) -> tuple[int, ...]:
+    """The places where controls begin or end."""
     return tuple(row for row in range(1, len(names)) if is_control(names[row]) != is_control(names[row - 1]))
 
 
