@@ -1,0 +1,178 @@
+"""Timing, activations and manipulation, and the command line of all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import SIZE, photographs, subject
+
+from backlight.benchmarks import activations as room
+from backlight.benchmarks import subjects
+from backlight.benchmarks.activations import activations, cifar_file
+from backlight.benchmarks.cifar import Cifar, CifarResNet, Training, accuracy, kept, trained, varied
+from backlight.benchmarks.manipulation import COLUMNS, manipulation
+from backlight.benchmarks.protocols import MANIPULATION_ROWS, TIMING_ROWS
+from backlight.benchmarks.study import Options
+from backlight.benchmarks.timing import timing
+from backlight.errors import InputError
+
+pytest.importorskip("pyarrow")
+
+
+def synthetic(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with a bright upper or lower half, red or not: four classes."""
+    draws = np.random.default_rng(seed)
+    labels = np.arange(count) % 4
+    pictures = draws.integers(0, 120, (count, 16, 16, 3))
+    for picture, label in zip(pictures, labels, strict=True):
+        half = slice(0, 8) if label < 2 else slice(8, 16)
+        picture[half, :, 0 if label % 2 else 1] += 100
+    return pictures.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (x, y), (x_test, y_test) = synthetic(128, 0), synthetic(40, 1)
+    path = tmp_path_factory.mktemp("cifar") / "cifar.npz"
+    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return photographs(tmp_path_factory.mktemp("data") / "pictures", 4)
+
+
+SMALL = Training(depth=8, width=4, epochs=5, batch=16, rate=0.1)
+
+
+def test_training_learns_and_is_repeated(archive: Path, tmp_path: Path) -> None:
+    found, state = Cifar.load(archive), torch.get_rng_state()
+    network = trained("GELU", found, SMALL)
+    assert accuracy(network, found) > 0.6  # chance is 0.25
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not network.training
+    epochs: list[int] = []
+    first = kept(tmp_path, "GELU", found, SMALL, "cpu", progress=epochs.append)
+    again = kept(tmp_path, "GELU", found, SMALL, "cpu", progress=epochs.append)
+    assert epochs == list(range(5))
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(first.state_dict()[name], tensor)
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_pictures_are_flipped_and_moved() -> None:
+    x = torch.randn(64, 3, 32, 32)
+    found = varied(x, shift=0)
+    kinds = [torch.equal(after, before) for after, before in zip(found, x, strict=True)]
+    assert 10 < sum(kinds) < 54
+    assert all(same or torch.equal(after, before.flip(-1)) for same, after, before in zip(kinds, found, x, strict=True))
+    inner = varied(torch.ones(8, 3, 32, 32), shift=4)
+    assert inner[:, :, 4:-4, 4:-4].eq(1).all()
+    assert inner.eq(0).any()
+
+
+def test_published_weights_fit_the_network(data_dir: Path) -> None:
+    from backlight.models.checkpoints import load_strictly, read_state_dict
+
+    network = CifarResNet(20)
+    counters = {key: value for key, value in network.state_dict().items() if "num_batches" in key}
+    path = data_dir / "weights" / "cifar10_resnet20.safetensors"
+    load_strictly(network, {**counters, **read_state_dict(path)}, str(path))
+
+
+def test_activations_makes_the_table(archive: Path, tmp_path: Path) -> None:
+    options = Options(tmp_path, data=archive, quick=True, limit=2)
+    found = activations(options, SMALL, kinds=("ReLU", "Tanh"))
+    assert [table.title for table in found.tables] == ["Accuracy ↑", "Fidelity ↑"]
+    assert found.tables[0].rows[0][2] == "0.780"
+    lines = {row[0]: row for row in found.tables[1].rows}
+    assert lines["SRD"][3] == "0.078"
+    assert lines["LRP z+"][4] == "–"
+    assert "AblationCAM" in found.markdown()
+    assert "with ResNet50 with Tanh" not in next(
+        text for text in found.tables[1].below if text.startswith("ReLU, rank")
+    )
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["training"]["epochs"] == 5
+    assert run["accuracy"]["ReLU"] > 0.5
+
+
+def test_activations_names_its_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "FILE", tmp_path / "nothing.npz")
+    with pytest.raises(InputError, match=r"--data FILE\.npz"):
+        cifar_file(None)
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(InputError, match="x_train"):
+        Cifar.load(tmp_path / "other.npz")
+
+
+def test_timing_counts_passes_and_takes_ratios(data: Path, tmp_path: Path) -> None:
+    rows = {name: TIMING_ROWS[name] for name in ("SoftPullback", "PullbackAscent", "Gradient", "FusionGrad")}
+    found = timing([subject()], Options(tmp_path, data=data), batch=2, repeats=3, rows=rows)
+    lines = {row[0]: row for row in found.tables[0].rows}
+    assert lines["Gradient"][2] == "1.0"
+    assert lines["PullbackAscent"][3] == "5 / 5"
+    assert lines["FusionGrad"][3] == "100 / 100"  # the protocol's own settings
+    assert lines["SoftPullback"][4] == "0.097 (1.5)"
+    assert (tmp_path / "table.tex").exists()
+
+
+def test_manipulation_resumes_pair_by_pair(data: Path, tmp_path: Path) -> None:
+    rows = {name: MANIPULATION_ROWS[name] for name in ("Saliency", "SRD")}
+    chosen = {"size": SIZE, "n_steps": 2, "rows": rows}
+    options = Options(tmp_path, data=data, quick=True)
+    first = manipulation([subject()], options, pairs=1, **chosen)
+    found = manipulation([subject()], options, pairs=2, **chosen)
+    again = manipulation([subject()], options, pairs=1, **chosen)
+    assert [one["mean"] for one in first.records] == [one["mean"] for one in again.records]
+    assert found.tables[0].heads == ["method", *COLUMNS]
+    assert [row[0] for row in found.tables[0].rows] == ["Saliency", "SRD"]
+    moved = {one["method"]: one for one in found.records if one["metric"] == "moved pcc"}
+    assert moved["Saliency"]["n"] == 2
+    assert -1 <= moved["SRD"]["mean"] <= 1
+    with pytest.raises(InputError, match="--pairs"):
+        manipulation([subject()], options, pairs=3, **chosen)
+    with pytest.raises(InputError, match="other settings"):
+        manipulation([subject()], options, pairs=1, **{**chosen, "n_steps": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("refinement", ["--quick", "--limit", "1"]),
+        ("focus", ["--quick", "--limit", "1"]),
+        ("timing", ["--quick", "--batch", "1", "--repeats", "1"]),
+    ],
+)
+def test_commands_print_and_write(
+    name: str, settings: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("typer")
+    from typer.testing import CliRunner
+
+    from backlight.cli.commands import app
+
+    monkeypatch.setattr(subjects, "open_subject", lambda *given: subject())
+    arguments = ["benchmark", name, *settings, "--model", "tiny", "--data", str(data), "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("# ")
+    assert "| method |" in result.stdout
+    assert {"table.md", "table.csv", "table.tex", "run.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "table.md").read_text(encoding="utf-8").strip() == result.stdout.strip()
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("typer")
+    from typer.testing import CliRunner
+
+    from backlight.cli.commands import app
+
+    result = CliRunner().invoke(app, ["benchmark", "local", "--model", "efficientnet_litte0", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "efficientnet_lite0" in result.stderr
