@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 import backlight
+from backlight.benchmarks.manipulation import COLUMNS, row, under_noise
 from backlight.data import read_image, sample_image
-from backlight.methods import Method, method
-from backlight.robustness import PRESETS, Manipulation, manipulate, pearson
+from backlight.methods import method
+from backlight.robustness import PRESETS, manipulate
 
 METHODS: dict[str, dict[str, Any]] = {
     "Saliency": {},
@@ -41,10 +42,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "SRD": {},
 }
 SAMPLES = ["chelsea", "coffee", "rocket", "astronaut", "coffee", "chelsea", "astronaut", "rocket"]
-COLUMNS = (
-    "moved pcc", "moved ssim", "noise pcc", "reached pcc", "reached ssim", "apart pcc", "apart ssim", "closed",
-    "change/255", "mse", "logit change", "p before", "p after", "top-1 kept", "steps", "s/step",
-)  # fmt: skip
 
 
 def pictures(folder: Path | None, count: int) -> list[Any]:
@@ -57,26 +54,6 @@ def pictures(folder: Path | None, count: int) -> list[Any]:
     if len(files) < count:
         raise SystemExit(f"{folder} has {len(files)} photographs, {count} are needed")
     return [read_image(path) for path in files[:count]]
-
-
-def under_noise(explainer: Method, found: Manipulation) -> Tensor:
-    """PCC of the map before, and the map of the image with noise of the size of the attack's change."""
-    noise = torch.randn(found.original.shape, generator=torch.Generator().manual_seed(0))
-    noisy = found.original + noise * found.mse.sqrt().reshape(-1, 1, 1, 1)
-    return pearson(found.before, found.attack.reduced(explainer.explain(noisy, found.target).value))
-
-
-def row(found: Manipulation, noise: Tensor, seconds: float) -> dict[str, float]:
-    """The figures of one pair."""
-    moved, reached, apart = found.moved, found.reached, found.apart
-    before, after = found.prediction.probability
-    closed = 1 - (1 - reached.pcc) / (1 - apart.pcc)
-    values = (
-        moved.pcc, moved.ssim, noise, reached.pcc, reached.ssim, apart.pcc, apart.ssim, closed,
-        255 * found.largest_change.amax(), found.mse, found.prediction.largest, before, after,
-        found.prediction.kept.double(), found.steps.double(), seconds,
-    )  # fmt: skip
-    return {name: float(value) for name, value in zip(COLUMNS, values, strict=True)}
 
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import backlight
+from backlight.benchmarks.cifar import CifarResNet, pixels
 from backlight.data import Preprocessing
 from backlight.engine.operations import operation_name
 from backlight.engine.paths import blur
@@ -47,44 +47,6 @@ SIZES = {"efficientnet_lite1": 240, "efficientnet_lite2": 260}
 CIFAR_NETWORKS = {"cifar10_resnet20": 20, "cifar10_resnet56": 56}
 
 
-class Block(nn.Module):
-    """A CIFAR ResNet block with an option-A shortcut: every second pixel, new channels zero (He et al. 2016)."""
-
-    def __init__(self, width_in: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.stride, self.grown = stride, width - width_in
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        side = x[:, :, :: self.stride, :: self.stride]
-        return F.relu(y + F.pad(side, (0, 0, 0, 0, self.grown // 2, self.grown // 2)))
-
-
-class CifarResNet(nn.Module):
-    """Three stages of 16, 32 and 64 channels; (depth - 2) / 6 blocks each."""
-
-    def __init__(self, depth: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        width, stages = 16, []
-        for number, out in enumerate((16, 32, 64)):
-            blocks = []
-            for place in range((depth - 2) // 6):
-                blocks.append(Block(width, out, 2 if number and not place else 1))
-                width = out
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3 = stages
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.linear(x.mean((2, 3)))
-
-
 def photographs(folder: Path, limit: int, size: int) -> Iterator[tuple[Tensor, int]]:
     """(image in [-1, 1], label)."""
     with open(folder / "labels.csv", newline="") as file:
@@ -98,8 +60,8 @@ def cifar(file: Path, limit: int) -> Iterator[tuple[Tensor, int]]:
     """(image in [-1, 1], label)."""
     with np.load(file) as arrays:
         images, labels = arrays["x_test"][:limit], arrays["y_test"][:limit]
-    for image, label in zip(images, labels, strict=True):
-        yield torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1, int(label)
+    for image, label in zip(pixels(images), labels, strict=True):
+        yield image, int(label)
 
 
 def temperatures() -> dict[str, object]:
