@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -122,6 +123,11 @@ class Composed:
         """A number, which says which sources, and in which order."""
         return [f"{self.kind} {place:04d}" for place in range(len(self.layouts))]
 
+    @cached_property
+    def sources(self) -> list[str]:
+        """The pictures in the order of their names, as the published draws count them."""
+        return sorted(self.folder.names)
+
     @property
     def fingerprint(self) -> str:
         """Of the pictures; the layouts follow from their labels and the seed that `kind` holds."""
@@ -130,7 +136,7 @@ class Composed:
     def load(self, name: str) -> Sample:
         """A composed picture. Raises `ImageError` where a source cannot be read."""
         layout = self.layouts[int(name.rsplit(" ", 1)[1])]
-        found = layout.picture(lambda index: self.folder.load(self.folder.names[index]).inputs, self.size)
+        found = layout.picture(lambda index: self.folder.load(self.sources[index]).inputs, self.size)
         return Sample(name, found, layout.target, layout.mask(self.size))
 
 
@@ -158,7 +164,7 @@ def pictures(
     folder = data_folder(data)
     found = LabelledFolder(folder, subject.classes, subject.preprocessing, None, masks)
     if kind == MOSAICS or (kind == OBJECTS and not found.masked):
-        labels = [int(entry.target or 0) for entry in found._entries.values()]
+        labels = [target or 0 for _, target in sorted(found.targets.items())]
         layouts = (mosaics if kind == MOSAICS else pairs)(labels, number, seed=seed)
         return Composed(found, layouts, subject.size, f"{'mosaic' if kind == MOSAICS else 'pair'} {seed}")
     return LabelledFolder(folder, subject.classes, subject.preprocessing, number, masks)

@@ -95,6 +95,11 @@ class LabelledFolder:
         return len(self.names)
 
     @property
+    def targets(self) -> dict[str, int | None]:
+        """The class index of each picture, by name."""
+        return {name: entry.target for name, entry in self._entries.items()}
+
+    @property
     def masked(self) -> int:
         """How many of the pictures have a mask."""
         return sum(entry.mask is not None for entry in self._entries.values())
