@@ -197,6 +197,13 @@ def test_half_precision_maps_are_summed_in_double(net: Net, x: Tensor) -> None:
     assert infidelity(model, x, weight.expand_as(x), 0).max() < 1e-20
 
 
+def test_networks_in_half_precision_are_scored(net: Net, x: Tensor, maps: Tensor) -> None:
+    found = infidelity(net.bfloat16(), x.bfloat16(), maps, 0, patches=(1 / 2,), repeats=2)
+    exact = infidelity(net.double(), x.bfloat16().double(), maps, 0, patches=(1 / 2,), repeats=2)
+    assert found.dtype == torch.float64
+    assert (found - exact).abs().max() < 0.05 * exact.max() + 1e-3
+
+
 def test_squares_of_one_sample_by_hand(x: Tensor) -> None:
     """The sums over rectangles that stand in for sums over squares."""
     model, maps = Linear(drawn(3, SIZE, SIZE)), drawn(4, 1, 3, SIZE, SIZE)
