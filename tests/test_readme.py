@@ -25,7 +25,7 @@ def test_python_blocks_run_one_after_another(capsys: pytest.CaptureFixture[str])
     except BacklightError as error:
         pytest.skip(str(error))
     space: dict[str, object] = {}
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
     for block in blocks("python"):
         exec(block, space)
     assert space["attribution"].shape == space["x"].shape  # type: ignore[attr-defined]
@@ -41,9 +41,12 @@ def test_commands_and_their_options_exist() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     lines = [part.strip() for block in blocks("sh") for line in block.splitlines() for part in line.split(";")]
     named = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("backlight ")]
-    assert len(named) == 8
+    assert len(named) == 10
     for name, *arguments in named:
-        options = {option for parameter in commands[name].params for option in parameter.opts}
+        command = commands[name]
+        if hasattr(command, "commands"):  # a group
+            command = command.commands[arguments[0]]
+        options = {option for parameter in command.params for option in parameter.opts}
         assert {argument for argument in arguments if argument.startswith("--")} <= options
 
 
