@@ -119,15 +119,16 @@ def case_of(
     change: Callable[[Explainer], Explainer] = lambda made: made,
     names: tuple[str, ...] = (),
     dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
     **settings: Any,
 ) -> Case:
     """A case of some of the images; `change`: of each explainer; `names`: which of them, all if none is named."""
     model = model or network()
     index = torch.arange(3)[rows]
     known = {name: change(made) for name, made in explainers(model).items() if not names or name in names}
-    given = {"seed": [SEEDS[row] for row in index], "masks": masks()[index], "batch_size": 7} | settings
+    given = {"seed": [SEEDS[row] for row in index], "masks": masks()[index].to(device), "batch_size": 7} | settings
     classes = [CLASSES[row] for row in index]
-    return Case(model, images()[index].to(dtype), classes, known, **given)
+    return Case(model, images()[index].to(device, dtype), classes, known, **given)
 
 
 @cache
@@ -205,6 +206,13 @@ def test_single_precision_gives_the_score_too(name: str, preset: str) -> None:
     found = made(name, preset)(case)
     assert found.dtype == torch.float64
     assert close(found, plain(name, preset), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_a_gpu_gives_the_score_of_the_cpu(name: str, preset: str) -> None:
+    case = case_of(deepcopy(network()).cuda(), device="cuda")
+    assert close(made(name, preset)(case), plain(name, preset), rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------- leave no trace
