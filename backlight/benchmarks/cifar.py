@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlight.errors import InputError
+from backlight.evaluation.identity import tensor_hash
 from backlight.models.checkpoints import load_strictly, read_state_dict
 from backlight.shapes import Float, Int, UInt8
 
@@ -169,7 +170,8 @@ def kept(
     from safetensors.torch import save_file
 
     path, about = folder / f"{activation}.safetensors", folder / f"{activation}.json"
-    told = json.dumps({**asdict(training), "activation": activation, "pictures": len(data.x)}, indent=2)
+    hashes = {"pictures": tensor_hash(data.x), "labels": tensor_hash(data.y)}
+    told = json.dumps({**asdict(training), "activation": activation, **hashes}, indent=2)
     if path.exists() and about.exists() and about.read_text(encoding="utf-8") == told:
         network = CifarResNet(training.depth, activation, training.width, data.classes)
         load_strictly(network, read_state_dict(path), str(path))

@@ -59,14 +59,14 @@ def manipulation(
     left_out: list[str] = []
     identities: list[dict[str, Any]] = []
     for subject in subjects:
-        x = couples(options.data, subject, pairs, size)
+        data, x = couples(options.data, subject, pairs, size)
         found[subject.name] = {}
         for label, row in rows.items():
             told(f"{subject.name}: {label}")
             try:
                 explainer = as_method(row, subject, options.quick)
                 folder = options.out / slug(subject.name) / f"manipulation-{slug(label)}"
-                identity = _identity(subject, explainer, preset, n_steps, size)
+                identity = _identity(subject, explainer, data, preset, n_steps, size)
                 found[subject.name][label] = attacked(folder, identity, label, explainer, x, preset, n_steps)
                 identities.append(identity)
             except (BacklightError, RuntimeError) as error:
@@ -86,14 +86,19 @@ def manipulation(
     return made
 
 
-def couples(data: Path | None, subject: Subject, pairs: int, size: int) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, a picture, another one), `[1, 3, size, size]` each, of pictures that can be read."""
+def couples(data: Path | None, subject: Subject, pairs: int, size: int) -> tuple[str, list[tuple[str, Tensor, Tensor]]]:
+    """The folder's fingerprint, and (name, a picture, another one), `[1, 3, size, size]` each.
+
+    Raises:
+        InputError: too few pictures.
+        ImageError: one of them cannot be read.
+    """
     samples = LabelledFolder(data_folder(data), subject.classes, Preprocessing.paper(size), 2 * pairs, labelled=False)
     if len(samples.names) < 2 * pairs:
         raise InputError(f"{pairs} pairs need {2 * pairs} pictures, there are {len(samples.names)}: give --pairs")
     loaded = [samples.load(name).inputs[None].to(subject.device) for name in samples.names]
     names = samples.names
-    return [
+    return samples.fingerprint, [
         (f"{names[place]} to {names[place + 1]}", loaded[place], loaded[place + 1]) for place in range(0, 2 * pairs, 2)
     ]
 
@@ -149,11 +154,12 @@ def row(found: Manipulation, noise: Tensor, seconds: float) -> dict[str, float]:
     return {name: float(value) for name, value in zip(COLUMNS, values, strict=True)}
 
 
-def _identity(subject: Subject, explainer: Method, preset: str, n_steps: int, size: int) -> dict[str, Any]:
+def _identity(subject: Subject, explainer: Method, data: str, preset: str, n_steps: int, size: int) -> dict[str, Any]:
     settings = {name: plain(getattr(explainer, name)) for name in explainer.settings()}
     return {
         "backlight": versions()["backlight"],
         "model": {"name": subject.name, "parameters": model_hash(subject.model)},
+        "data": data,
         "method": {"class": type(explainer).__name__, "settings": settings},
         "attack": {"preset": preset, "n_steps": n_steps, "size": size},
     }

@@ -17,6 +17,7 @@ import backlight
 from backlight.metrics.explainers import CaptumExplainer, Explainer, FunctionExplainer, MethodExplainer
 from backlight.metrics.metric import Metric
 
+_SCALARS = (bool, int, float, str)
 LIBRARIES = ("torch", "numpy", "pillow", "pyarrow", "torchvision", "timm", "transformers", "captum", "grad-cam")
 
 
@@ -58,15 +59,39 @@ def versions() -> dict[str, str]:
 
 
 def described_explainer(explainer: Explainer) -> dict[str, Any]:
-    """An explainer's class and settings. Of a function only the name is known."""
+    """An explainer's class and settings, those of what it wraps too. Of a function only the name is known."""
     if isinstance(explainer, MethodExplainer):
         one = explainer.method
         return {"class": type(one).__name__, "settings": {name: plain(getattr(one, name)) for name in one.settings()}}
     if isinstance(explainer, CaptumExplainer):
-        return {"class": f"captum {type(explainer.attribution).__name__}", "settings": plain(explainer.settings)}
+        return {**_constructed(explainer.attribution), "settings": plain(explainer.settings)}
     if isinstance(explainer, FunctionExplainer):
         return {"class": "function", "settings": {"function": plain(explainer.function)}}
-    return {"class": type(explainer).__name__, "settings": {}}
+    own = {name: value for name, value in vars(explainer).items() if isinstance(value, (*_SCALARS, Explainer))}
+    settings = {
+        name: described_explainer(value) if isinstance(value, Explainer) else value
+        for name, value in sorted(own.items())
+    }
+    return {"class": type(explainer).__name__, "settings": settings}
+
+
+def _constructed(attribution: Any) -> dict[str, Any]:
+    """What an attribution object of Captum was made with: its layers by name, its numbers, and what it wraps."""
+    model = attribution.forward_func
+    names = {module: name for name, module in model.named_modules()} if isinstance(model, nn.Module) else {}
+
+    def told(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return f"layer {names.get(value, type(value).__name__)}"
+        if isinstance(value, (list, tuple)):
+            return [told(entry) for entry in value]
+        return _constructed(value) if hasattr(value, "forward_func") else value if isinstance(value, _SCALARS) else None
+
+    made = {name: told(value) for name, value in sorted(vars(attribution).items()) if name != "forward_func"}
+    return {
+        "class": f"captum {type(attribution).__name__}",
+        "made with": {name: value for name, value in made.items() if value is not None},
+    }
 
 
 def described_metric(metric: Metric) -> dict[str, Any]:

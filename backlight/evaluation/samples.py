@@ -10,6 +10,7 @@ from torch import Tensor
 
 from backlight.data.labelled import Sample
 from backlight.errors import InputError
+from backlight.evaluation.identity import tensor_hash
 from backlight.shapes import Bool, Float
 
 
@@ -66,7 +67,7 @@ class TensorSamples:
         found = hashlib.sha256(repr((self.names, self._targets)).encode())
         for tensor in (self._inputs, self._masks):
             if tensor is not None:
-                found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+                found.update(tensor_hash(tensor).encode())
         return found.hexdigest()
 
     def load(self, name: str) -> Sample:
