@@ -18,7 +18,6 @@ from backlight.evaluation.identity import tensor_hash
 from backlight.models.checkpoints import load_strictly, read_state_dict
 from backlight.shapes import Float, Int, UInt8
 
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "ReLU": F.relu,
     "ELU": F.elu,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +217,3 @@ def _described(protocol: Protocol, subject: Subject, options: Options) -> dict[s
         if row.magnitude
     }
     return plain({"benchmark": protocol.name, "model": subject.name, "size": subject.size, "magnitudes": rows})
-
-
-def fresh(options: Options, **changes: Any) -> Options:
-    """The same options, some replaced."""
-    return replace(options, **changes)

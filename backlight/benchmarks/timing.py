@@ -56,7 +56,8 @@ def timing(
                 times[subject.name][label] = timed(row, subject, x, repeats, options.batch_size)
             except (BacklightError, RuntimeError) as error:
                 left_out[subject.name][label] = " ".join(str(error).split())
-    found = _report(times, left_out, rows, batch, repeats, {one.name: model_hash(one.model) for one in subjects})
+    hashes = {one.name: model_hash(one.model) for one in subjects}
+    found = _report(times, left_out, rows, batch, repeats, hashes, subjects[0].device)
     found.write(options.out)
     return found
 
@@ -105,6 +106,7 @@ def _report(
     batch: int,
     repeats: int,
     hashes: Mapping[str, str],
+    device: torch.device,
 ) -> Report:
     theirs: dict[str, dict[str, float]] = {}
     for number in published("timing"):
@@ -137,7 +139,7 @@ def _report(
     ]
     above = [
         f"Seconds of one explanation of a batch, and their ratio to the gradient's. The paper's: batch 20 on an A100. "
-        f"Ours: {machine(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))}.",
+        f"Ours: {machine(device)}.",
     ]
     run = {"benchmark": "timing", "batch": batch, "repeats": repeats, "versions": versions(), "models": dict(hashes)}
     return Report("Semantic Pullbacks, Table 3: seconds of explanations", above, tables, records, run)

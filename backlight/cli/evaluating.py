@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from rich.box import HORIZONTALS
 from rich.console import Console
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from backlight.cli.console import messages, report_error, say
 from backlight.cli.networks import Network
-from backlight.cli.settings import parse_setting, parse_value, split
+from backlight.cli.settings import parse_setting, parse_typed, split
 from backlight.data.labelled import LabelledFolder
 from backlight.engine.sites import FEATURES
 from backlight.errors import BacklightError, InputError, UnknownNameError
@@ -116,7 +116,7 @@ def metrics_with_settings(names: Iterable[str], given: Iterable[str], preset: st
             choices = sorted({setting for known in defaults.values() for setting in known})
             raise UnknownNameError(f"setting of {owner or ', '.join(chosen)}", name, choices)
         for label in takers:
-            settings[label][name] = parse_value(name, text, defaults[label][name])
+            settings[label][name] = parse_typed(name, text, get_type_hints(chosen[label][0])[name])
     return {
         label: cls(**settings[label]) if wanted is None else cls.preset(wanted, **settings[label])
         for label, (cls, wanted) in chosen.items()

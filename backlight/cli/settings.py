@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from torch import nn
 
 from backlight.errors import BacklightError, InputError, UnknownNameError
 from backlight.methods import Method, method
 from backlight.rules import Relative
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a name", type(None): "null"}
 
 
 def methods_with_settings(
@@ -91,6 +94,27 @@ def parse_value(name: str, text: str, default: Any) -> Any:
     if isinstance(default, float) and value is not None:
         return _number(name, text)
     return float(value) if type(value) is int and not whole else value  # radius, baseline, temperature
+
+
+def parse_typed(name: str, text: str, hint: Any) -> Any:
+    """A value of an annotated type: one of a union, None where it may be, `16,8` for a tuple of numbers.
+
+    Raises:
+        InputError: a value of none of the types.
+    """
+    kinds = {get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
+    if tuple in kinds:
+        return tuple(_number(name, part) for part in text.strip("[]() ").split(",") if part.strip())
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+    except ValueError:
+        value = {"True": True, "False": False, "None": None}.get(text, text)
+    if type(value) in kinds or (value is None and type(None) in kinds):
+        return value
+    if type(value) is int and float in kinds:
+        return float(value)
+    said = " or ".join(words for kind, words in _KINDS.items() if kind in kinds)
+    raise InputError(f"{name} is {said or 'of another type'}, got {text!r}")
 
 
 def _number(name: str, text: str) -> float:

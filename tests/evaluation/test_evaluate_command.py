@@ -186,6 +186,23 @@ def test_masks(tmp_path: Path, data: Path, masked_metric: str) -> None:
     assert f"{masked_metric} is defined for 4 of 6 samples." in result.stdout
 
 
+def test_settings_of_metrics_are_of_their_annotated_types() -> None:
+    def made(name: str, *given: str) -> dict[str, Any]:
+        (found,) = metrics_with_settings([name], given, None).values()
+        return found.settings()
+
+    assert made("FaithfulnessCorrelation", "fill=mean", "absolute=false")["fill"] == "mean"
+    assert made("FaithfulnessCorrelation", "fill=1")["fill"] == 1.0
+    assert made("FaithfulnessEstimate", "step=256")["step"] == 256
+    assert type(made("FaithfulnessEstimate", "step=256")["step"]) is int
+    assert made("ParameterRandomisation", "layers=2")["layers"] == 2
+    assert made("Deletion", "steps=null")["steps"] is None
+    assert made("Infidelity", "patches=16")["patches"] == (16.0,)
+    assert made("Infidelity", "patches=[16, 0.25]")["patches"] == (16.0, 0.25)
+    with pytest.raises(InputError, match="a whole number or null"):
+        made("Deletion", "steps=many")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
