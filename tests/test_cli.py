@@ -428,7 +428,12 @@ def test_interrupt_keeps_what_is_done(tmp_path: Path, cat: Path) -> None:
     command += ["--method", "SmoothGrad", "--set", "n_samples=40", "--batch-size", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads of its own would wait for those of other tests
     process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background pass on: ignored
     )
     deadline = time.monotonic() + 200
     while not (tmp_path / "out" / "cat.explanation.png").exists() and time.monotonic() < deadline:
