@@ -161,15 +161,7 @@ class FaithfulnessCorrelation(Metric):
     difference: bool = False
 
     def __call__(self, case: Case) -> Tensor:
-        return faithfulness_correlation(
-            case.scorer,
-            case.inputs,
-            case.attributions,
-            case.chosen,
-            seed=case.seed,
-            batch_size=case.batch_size,
-            **self.settings(),
-        )
+        return self._of_maps(faithfulness_correlation, case)
 
     @property
     def sees_sign(self) -> bool:

@@ -83,15 +83,7 @@ class FaithfulnessEstimate(Metric):
     absolute: bool = True
 
     def __call__(self, case: Case) -> Tensor:
-        return faithfulness_estimate(
-            case.scorer,
-            case.inputs,
-            case.attributions,
-            case.chosen,
-            seed=case.seed,
-            batch_size=case.batch_size,
-            **self.settings(),
-        )
+        return self._of_maps(faithfulness_estimate, case)
 
     @property
     def sees_sign(self) -> bool:

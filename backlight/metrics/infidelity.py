@@ -192,15 +192,7 @@ class Infidelity(Metric):
     pooled: bool = True
 
     def __call__(self, case: Case) -> Tensor:
-        return infidelity(
-            case.scorer,
-            case.inputs,
-            case.attributions,
-            case.chosen,
-            seed=case.seed,
-            batch_size=case.batch_size,
-            **self.settings(),
-        )
+        return self._of_maps(infidelity, case)
 
     @property
     def sees_sign(self) -> bool:

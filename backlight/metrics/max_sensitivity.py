@@ -77,16 +77,4 @@ class MaxSensitivity(Metric):
     fresh: bool = True
 
     def __call__(self, case: Case) -> Tensor:
-        found = [
-            max_sensitivity(
-                case.explainer(name),
-                case.inputs,
-                case.chosen,
-                attributions=case.map(name),
-                seed=case.seed,
-                batch_size=case.batch_size,
-                **self.settings(),
-            )
-            for name in case.names
-        ]
-        return torch.stack(found)
+        return self._of_explainers(max_sensitivity, case)

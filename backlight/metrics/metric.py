@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from backlight.errors import UnknownNameError
@@ -47,6 +48,20 @@ class Metric:
         if name not in cls.presets:
             raise UnknownNameError(f"preset of {cls.__name__}", name, cls.presets)
         return cls(**{**cls.presets[name], **settings})
+
+    def _of_maps(self, function: Callable[..., Tensor], case: Case) -> Float[Tensor, "M N"]:
+        """A function of a network and maps, in the metric's settings, on all maps of a case at once."""
+        given = {"seed": case.seed, "batch_size": case.batch_size, **self.settings()}
+        return function(case.scorer, case.inputs, case.attributions, case.chosen, **given)
+
+    def _of_explainers(self, function: Callable[..., Tensor], case: Case) -> Float[Tensor, "M N"]:
+        """A function that explains again, in the metric's settings, on one explainer of a case after the other."""
+        given = {"seed": case.seed, "batch_size": case.batch_size, **self.settings()}
+        found = [
+            function(case.explainer(name), case.inputs, case.chosen, attributions=case.map(name), **given)
+            for name in case.names
+        ]
+        return torch.stack(found)
 
     def settings(self) -> dict[str, Any]:
         """`{name: value}` of the settings."""
