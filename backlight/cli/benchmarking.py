@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from backlight.cli.options import Classes, Device, OnDevice, Random, Weights
 
 if TYPE_CHECKING:
     from backlight.benchmarks.report import Report
@@ -21,14 +22,6 @@ benchmark = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-
-class Place(StrEnum):
-    """Where to compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 Models = Annotated[
@@ -46,12 +39,8 @@ Few = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the files go; the same call goes on.")]
 Seed = Annotated[int, typer.Option(help="Of all draws.")]
-OnDevice = Annotated[Place, typer.Option(help="auto is CUDA where there is one.")]
 Batch = Annotated[int, typer.Option(min=1, help="The most samples in one pass of the network.")]
 AtOnce = Annotated[int, typer.Option(min=1, help="Pictures that are explained together.")]
-Weights = Annotated[str | None, typer.Option(metavar="PATH", help="A state dict to load, strictly.")]
-Random = Annotated[bool, typer.Option("--random-weights", help="Do without trained weights.")]
-Classes = Annotated[str | None, typer.Option(metavar="FILE", help="Names of the classes: one a line, or JSON.")]
 
 
 def _table(name: str, text: str) -> Callable[..., None]:
@@ -66,7 +55,7 @@ def _table(name: str, text: str) -> Callable[..., None]:
         few: Few = None,
         out: Out = Path("out"),
         seed: Seed = 314,
-        device: OnDevice = Place.auto,
+        device: OnDevice = Device.auto,
         batch_size: Batch = 32,
         images_at_once: AtOnce = 4,
         weights: Weights = None,
@@ -101,7 +90,7 @@ def timing(
     ] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Of which the median is taken [default: 5, 3].")] = None,
     out: Out = Path("out"),
-    device: OnDevice = Place.auto,
+    device: OnDevice = Device.auto,
     batch_size: Batch = 32,
     weights: Weights = None,
     random_weights: Random = False,
@@ -127,7 +116,7 @@ def activations(
     epochs: Annotated[int | None, typer.Option(min=1, help="Of training [default: 20, quick 6].")] = None,
     out: Out = Path("out"),
     seed: Seed = 314,
-    device: OnDevice = Place.auto,
+    device: OnDevice = Device.auto,
     batch_size: Batch = 32,
     images_at_once: AtOnce = 4,
 ) -> None:
@@ -156,7 +145,7 @@ def manipulation(
     steps: Annotated[int | None, typer.Option(min=1, help="The most steps [default: 1500, quick 60].")] = None,
     preset: Annotated[str, typer.Option(help="paper, or reference (Dombrowski et al. 2019).")] = "paper",
     out: Out = Path("out"),
-    device: OnDevice = Place.auto,
+    device: OnDevice = Device.auto,
     weights: Weights = None,
     random_weights: Random = False,
     classes: Classes = None,
@@ -190,7 +179,7 @@ def stages() -> Iterator[Callable[[str, Step], None]]:
 
 
 def _subjects(
-    model: list[str] | None, weights: str | None, random_weights: bool, classes: str | None, device: Place
+    model: list[str] | None, weights: str | None, random_weights: bool, classes: str | None, device: Device
 ) -> list[Subject]:
     from backlight.benchmarks.subjects import NETWORKS, open_subject
     from backlight.cli.networks import choose_device

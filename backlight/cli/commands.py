@@ -13,6 +13,19 @@ from typer.core import TyperGroup
 from backlight import __version__
 from backlight.cli import console
 from backlight.cli.benchmarking import benchmark
+from backlight.cli.options import (
+    Classes,
+    Device,
+    Format,
+    Json,
+    Kind,
+    Model,
+    OnDevice,
+    Out,
+    Random,
+    Temperature,
+    Weights,
+)
 from backlight.errors import BacklightError, ImageError
 
 
@@ -28,22 +41,6 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             print("backlight: interrupted; what was done is kept", file=sys.stderr)
             raise typer.Exit(130) from None
-
-
-class Kind(StrEnum):
-    """File formats of figures."""
-
-    png = "png"
-    svg = "svg"
-    pdf = "pdf"
-
-
-class Device(StrEnum):
-    """Where to compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class Along(StrEnum):
@@ -75,18 +72,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[str, typer.Option("--model", "-m", help="A name of `backlight models`, or ORG/NAME, or a folder.")]
-Weights = Annotated[str | None, typer.Option(metavar="PATH", help="A state dict to load, strictly.")]
-Random = Annotated[bool, typer.Option("--random-weights", help="Do without trained weights.")]
-Classes = Annotated[str | None, typer.Option(metavar="FILE", help="Names of the classes: one a line, or JSON.")]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the files go; made if need be.")]
-OnDevice = Annotated[Device, typer.Option(help="auto is CUDA where there is one.")]
-Format = Annotated[Kind, typer.Option("--format", help="Format of the figures.")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
-Temperature = Annotated[
-    str | None, typer.Option(help="paper, relative, relative:C, excitation, a number, or JSON by operation or layer.")
-]
 
 
 def _version(wanted: bool) -> bool:
