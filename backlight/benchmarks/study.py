@@ -93,7 +93,7 @@ def study(protocol: Protocol, subject: Subject, options: Options, given: Samples
     Raises:
         BacklightError: no pictures, a folder with other settings, no row that the network has.
     """
-    stages = list(grouped(protocol, options, given is None and _has_masks(protocol, subject, options)).items())
+    stages = list(grouped(protocol, options.quick, given is None and _has_masks(protocol, subject, options)).items())
     samples = {name: given or _samples(protocol, subject, options, columns) for name, columns in stages}
     explainers, left_out = built(protocol, subject, options, samples[stages[0][0]])
     if protocol.baseline not in explainers:
@@ -122,18 +122,18 @@ def study(protocol: Protocol, subject: Subject, options: Options, given: Samples
     return Study(subject.name, {label: found[label] for label in protocol.columns if label in found}, left_out)
 
 
-def grouped(protocol: Protocol, options: Options, masked: bool = False) -> dict[str, dict[str, Column]]:
-    """The columns by the stage they are measured in: those of the same samples together.
+def grouped(protocol: Protocol, quick: bool, masked: bool = False) -> dict[str, dict[str, Column]]:
+    """The columns by the stage they are measured in: those of the same pictures that repeat, or do not, together.
 
-    `masked`: the pictures have masks, and no others are needed for the objects.
+    That never depends on how many samples there are, so that a folder goes on with more of them. `masked`: the pictures
+    have masks, and no others are needed for the objects.
     """
     found: dict[str, dict[str, Column]] = {}
     for label, column in protocol.columns.items():
-        if options.quick and column.quick is None:
+        if quick and column.quick is None:
             continue
         kind = PICTURES if masked and column.samples == OBJECTS else column.samples
-        fewer = options.number_of(protocol, [column]) < options.number(protocol)
-        found.setdefault(f"few {kind}" if fewer else kind, {})[label] = column
+        found.setdefault(f"few {kind}" if column.repeats else kind, {})[label] = column
     return found
 
 

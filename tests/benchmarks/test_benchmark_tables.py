@@ -84,11 +84,11 @@ def test_run_json_says_what_decides_the_numbers(out: Path) -> None:
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert run["quick"] is True
     assert {"backlight", "torch", "python"} <= set(run["versions"])
-    (one,) = run["networks"]["tiny0"].values()
+    one, few = (run["networks"]["tiny0"][f"pullbacks-{name}"] for name in ("pictures", "few-pictures"))
     assert one["seed"] == 314
     assert len(one["model"]["parameters"]) == len(one["data"]) == 64
     assert one["methods"]["SmoothGrad"]["settings"]["n_samples"] == 4
-    assert one["metrics"]["FaithfulnessEstimate"]["settings"]["blocks"] == 12
+    assert few["metrics"]["FaithfulnessEstimate"]["settings"]["blocks"] == 12
     assert run["left_out"]["tiny0"]["SmoothPullback (relative)"] == "it is not part of --quick"
 
 
@@ -111,18 +111,58 @@ def test_a_call_goes_on_and_a_fresh_one_gives_the_same(out: Path, data: Path, tm
         tables.pullbacks([subject()], Options(out, data=data, quick=True, limit=2, seed=1))
 
 
-def test_quick_takes_fewer_samples_for_what_repeats(data: Path, tmp_path: Path) -> None:
-    options = Options(tmp_path, data=data, quick=True, limit=200)
-    found = grouped(PULLBACKS, options)
+def test_quick_takes_fewer_samples_for_what_repeats(tmp_path: Path) -> None:
+    options = Options(tmp_path, quick=True, limit=200)
+    found = grouped(PULLBACKS, True)
     assert list(found) == [PICTURES, f"few {PICTURES}"]
     assert options.number_of(PULLBACKS, list(found[PICTURES].values())) == 200
-    assert options.number_of(PULLBACKS, list(found[f"few {PICTURES}"].values())) == 50
+    repeating = list(found[f"few {PICTURES}"].values())
+    assert options.number_of(PULLBACKS, repeating) == 50
+    assert replace(options, few=200).number_of(PULLBACKS, repeating) == 200
+    assert replace(options, quick=False).number_of(PULLBACKS, repeating) == 200
     assert set(found[f"few {PICTURES}"]) == {
         "MonotonicityCorrelation", "FaithfulnessEstimate", "MaxSensitivity", "RandomLogit",
     }  # fmt: skip
-    assert replace(options, few=200).number_of(PULLBACKS, list(found[f"few {PICTURES}"].values())) == 200
-    exact = grouped(PULLBACKS, replace(options, quick=False))
-    assert {name: len(columns) for name, columns in exact.items()} == {PICTURES: len(PULLBACKS.columns)}
+    exact = grouped(PULLBACKS, False)
+    assert {name: len(columns) for name, columns in exact.items()} == {PICTURES: 5, f"few {PICTURES}": 6}
+
+
+def two_columns() -> Protocol:
+    """Two rows; a column that repeats, and one that does not."""
+    rows = {name: PULLBACKS.rows[name] for name in ("Gradient", "SmoothGrad")}
+    columns = {name: PULLBACKS.columns[name] for name in ("FaithfulnessCorrelation", "RandomLogit")}
+    return replace(PULLBACKS, rows=rows, columns=columns)
+
+
+def test_limits_grow_in_the_same_folder_and_nothing_is_done_again(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    begun = Options(
+        tmp_path / "out", data=photographs(tmp_path / "pictures", 40), quick=True, limit=2,
+        progress=lambda what, step: told.append((what, step.done, step.total)),
+    )  # fmt: skip
+
+    def measured(**changed: int) -> tuple[list[int], dict[str, tuple[int, int]]]:
+        """How many samples each column has; of each stage: how many were there before, and in all."""
+        told.clear()
+        found = study(two_columns(), subject(), replace(begun, **changed)).evaluations
+        stages: dict[str, tuple[int, int]] = {}
+        for what, done, total in told:
+            stages.setdefault(what.rpartition(", ")[2], (done, total))
+        return [len(one.samples) for one in found.values()], stages
+
+    assert measured() == ([2, 2], {"pictures": (0, 2), "few pictures": (0, 2)})
+    assert measured(limit=12) == ([12, 8], {"pictures": (2, 12), "few pictures": (2, 8)})
+    assert measured(limit=12, few=12) == ([12, 12], {"pictures": (12, 12), "few pictures": (8, 12)})
+    assert measured(limit=40, few=13) == ([40, 13], {"pictures": (12, 40), "few pictures": (12, 13)})
+    names = sorted(path.name for path in (tmp_path / "out" / "tiny0").iterdir())
+    assert names == ["pullbacks-few-pictures", "pullbacks-pictures"]
+
+
+def test_without_quick_its_folder_is_refused(data: Path, tmp_path: Path) -> None:
+    options = Options(tmp_path, data=data, quick=True, limit=1)
+    study(two_columns(), subject(), options)
+    with pytest.raises(InputError, match=r"other settings: methods\.SmoothGrad\.settings\.n_samples: 4 there, 50 now"):
+        study(two_columns(), subject(), replace(options, quick=False))
 
 
 def test_focus_is_measured_on_mosaics(data: Path, tmp_path: Path) -> None:
@@ -141,7 +181,9 @@ def test_local_measures_localisation_on_pairs_where_there_are_no_masks(data: Pat
     assert [table.title for table in found.tables] == [
         "PointingGame ↑", "AttributionLocalisation ↑", "Sparseness ↑", "Fidelity ↑", "Stability ↓",
     ]  # fmt: skip
-    assert sorted(path.name for path in (tmp_path / "tiny0").iterdir()) == ["local-objects", "local-pictures"]
+    assert sorted(path.name for path in (tmp_path / "tiny0").iterdir()) == [
+        "local-few-pictures", "local-objects", "local-pictures",
+    ]  # fmt: skip
     names = [row[0] for row in found.tables[1].rows]
     assert "SRD (high)" in names
     assert "ScoreCAM" not in names
@@ -157,7 +199,8 @@ def test_masks_of_the_user_are_taken(tmp_path: Path) -> None:
         mask[:, : SIZE // 4] = 255
         Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
     found = tables.refinement([subject()], Options(tmp_path / "out", data=folder, quick=True, limit=2))
-    assert [path.name for path in (tmp_path / "out" / "tiny0").iterdir()] == ["refinement-pictures"]
+    stages = sorted(path.name for path in (tmp_path / "out" / "tiny0").iterdir())
+    assert stages == ["refinement-few-pictures", "refinement-pictures"]
     means = {one["method"]: one["mean"] for one in found.records if one["metric"] == "AttributionLocalisation"}
     assert means["control: constant"] == pytest.approx(0.25)
     assert [row[0] for row in found.tables[0].rows[:3]] == ["SRD (raw)", "SRD (mean)", "SRD (clamped)"]
