@@ -1,0 +1,101 @@
+"""What a collector gives, and under which names a store keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backlight.errors import InputError
+from backlight.store.arrays import part
+
+POSITIVE, NEGATIVE, POSITIONS, RESIDUAL = "positive", "negative", "positions", "residual"
+SITES, SAMPLES, LOGITS, LABEL = "sites", "samples", "logits", "label"
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Of some samples, one entry a sample on the first axis of everything.
+
+    - `rows`: (positive part, negative part), `[n, C]` each, by site and quantity;
+    - `positions`: what is kept by position, `[n, *site's shape]`, by site and quantity;
+    - `columns`: `[n]` numbers, by name, such as "prediction", "score", "baseline_score";
+    - `residuals`: `[n]`, by site; `logits`: `[n, K]`.
+    """
+
+    rows: Mapping[tuple[str, str], tuple[Tensor, Tensor]]
+    positions: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    residuals: Mapping[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites, in order."""
+        return tuple(dict.fromkeys(site for site, _ in (*self.rows, *self.positions)))
+
+    def arrays(self, dtype: str) -> dict[str, np.ndarray]:
+        """The arrays of the store by key; rows and positions in `dtype`, logits in float32.
+
+        Raises:
+            InputError: other numbers of samples, or a number out of the range of float16.
+        """
+        arrays = {key: stored(value, dtype, key) for key, value in self._wide()}
+        if self.logits is not None:
+            arrays[column_key(LOGITS)] = stored(self.logits, "float32", LOGITS)
+        arrays |= {column_key(name): _column(value) for name, value in self.columns.items()}
+        arrays |= {residual_key(site): _column(value) for site, value in self.residuals.items()}
+        lengths = {key: len(array) for key, array in arrays.items()}
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"everything needs one entry a sample, got {lengths}")
+        return arrays
+
+    def _wide(self) -> Iterator[tuple[str, Tensor]]:
+        for (site, quantity), (positive, negative) in self.rows.items():
+            yield row_key(site, quantity, POSITIVE), positive
+            yield row_key(site, quantity, NEGATIVE), negative
+        for (site, quantity), value in self.positions.items():
+            yield row_key(site, quantity, POSITIONS), value
+
+
+def row_key(site: str, quantity: str, what: str) -> str:
+    """`sites/layer4.1/contributions/positive`."""
+    return f"{SITES}/{part(site)}/{quantity}/{what}"
+
+
+def residual_key(site: str) -> str:
+    """`sites/layer4.1/residual`."""
+    return f"{SITES}/{part(site)}/{RESIDUAL}"
+
+
+def column_key(name: str) -> str:
+    """`samples/label`."""
+    return f"{SAMPLES}/{name}"
+
+
+def stored(value: Any, dtype: str, key: str) -> np.ndarray:
+    """A tensor as an array of the store's type.
+
+    Raises:
+        InputError: a finite number that is infinite in float16.
+    """
+    tensor = torch.as_tensor(value).detach().cpu().float()
+    with np.errstate(over="ignore"):
+        array = tensor.numpy().astype(dtype, copy=False)
+    if dtype == "float16" and np.isinf(array).any() and not bool(tensor.isinf().any()):
+        raise InputError(
+            f"{key!r} has numbers up to {float(tensor.abs().max()):.3g}: too large for float16, use float32"
+        )
+    return array
+
+
+def _column(value: Any) -> np.ndarray:
+    tensor = torch.as_tensor(value).detach().cpu()
+    if tensor.ndim != 1:
+        raise InputError(f"a column has one number a sample, got {list(tensor.shape)}")
+    return tensor.to(torch.float64 if tensor.is_floating_point() else torch.int64).numpy()
