@@ -85,7 +85,7 @@ def attribute(
     Raises:
         BacklightError: inputs, targets, sites or operations that do not fit; the message says which.
     """
-    inputs = _checked(inputs)
+    inputs = checked_inputs(inputs)
     path = path or Point()
     count = len(inputs[0])
     names = resolve_sites(sites, inputs)
@@ -94,7 +94,7 @@ def attribute(
         model, as_target(target), rules, names, count, strict, create_graph, () if arguments == (None,) else arguments
     )
     evaluator.target.check(count)
-    walk = _Walk(evaluator, inputs, 1 if bias else _limit(internal_batch_size, count), as_readout(readout), bias)
+    walk = _Walk(evaluator, inputs, 1 if bias else pass_limit(internal_batch_size, count), as_readout(readout), bias)
     if evaluator.target.chooses and not isinstance(path, Point):
         walk.fix_target()
     result = walk.ascend(path) if isinstance(path, Ascent) else walk.average(path)
@@ -106,7 +106,7 @@ def attribute(
     return result
 
 
-def _checked(inputs: Tensor | Inputs) -> Inputs:
+def checked_inputs(inputs: Tensor | Inputs) -> Inputs:
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     for x in inputs:
         if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == 0 or len(x) != len(inputs[0]):
@@ -117,7 +117,7 @@ def _checked(inputs: Tensor | Inputs) -> Inputs:
     return inputs
 
 
-def _limit(internal_batch_size: int | None, count: int) -> int:
+def pass_limit(internal_batch_size: int | None, count: int) -> int:
     if internal_batch_size is not None and internal_batch_size < 1:
         raise InputError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
     return internal_batch_size or count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,12 +38,16 @@ class Cost:
 
 @dataclass
 class Evaluation:
-    """Scores `[n]`, values and cotangents by site, and the cotangent of the augmented coordinate (appendix D)."""
+    """Scores `[n]`, values and cotangents by site, and the cotangent of the augmented coordinate (appendix D).
+
+    `outputs`: what the model gave, whatever that is.
+    """
 
     scores: Float[Tensor, "n"]
     values: dict[str, Tensor]
     cotangents: dict[str, Tensor]
     one: Tensor | None = None
+    outputs: Any = None
 
 
 @dataclass
@@ -104,7 +108,11 @@ class Evaluator:
         self.cost.forwards += len(rows)
         self.cost.backwards += len(rows)
         pairs = dict(zip(values, cotangents, strict=False))
-        return Evaluation(scores, values, pairs, None if one is None else cotangents[-1])
+        return Evaluation(scores, values, pairs, None if one is None else cotangents[-1], outputs)
+
+    def part(self, rows: Tensor) -> Evaluator:
+        """The same evaluator of these samples only; costs and coverage are counted together."""
+        return replace(self, target=self.target.rows(rows), samples=len(rows), arguments=self._arguments(rows))
 
     def _leaf(self, x: Tensor, name: str, one: Tensor | None) -> Tensor:
         if not x.is_floating_point():
