@@ -9,6 +9,8 @@ from backlight.contributions.algorithms import (
     as_algorithm,
 )
 from backlight.contributions.contribution import Contributions, contribute
+from backlight.contributions.reduction import Layout, Signed, layout_of, reduce
+from backlight.contributions.sites import default_sites
 
 __all__ = [
     "ALGORITHMS",
@@ -17,6 +19,11 @@ __all__ = [
     "Algorithm",
     "Contributions",
     "HiddenIntegratedGradients",
+    "Layout",
+    "Signed",
     "as_algorithm",
     "contribute",
+    "default_sites",
+    "layout_of",
+    "reduce",
 ]
