@@ -16,6 +16,8 @@ from backlight.benchmarks.subjects import Subject, pictures
 from backlight.errors import BacklightError, ImageError, InputError
 from backlight.evaluation import Evaluation, Samples, Step, evaluate
 from backlight.evaluation.identity import plain
+from backlight.evaluation.journal import read_run, refuse_others
+from backlight.evaluation.run import identity_of
 from backlight.methods import Method, method
 from backlight.metrics import Metric, metric
 from backlight.metrics.explainers import Explainer, MethodExplainer
@@ -98,25 +100,24 @@ def study(protocol: Protocol, subject: Subject, options: Options, given: Samples
     explainers, left_out = built(protocol, subject, options, samples[stages[0][0]])
     if protocol.baseline not in explainers:
         raise InputError(f"{subject.name} has no {protocol.baseline!r}: {left_out.get(protocol.baseline)}")
+    folders = {
+        name: options.out / slug(subject.name) / f"{protocol.name}-{name}".replace(" ", "-") for name, _ in stages
+    }
+    measured = {
+        name: {label: _metric(one, options.quick) for label, one in columns.items()} for name, columns in stages
+    }
+    settings = {name: _settings(protocol, subject, options, columns) for name, columns in stages}
+    for name, folder in folders.items():  # all of them before anything is measured
+        identity = identity_of(subject.model, samples[name], explainers, measured[name], **settings[name])
+        refuse_others(folder, read_run(folder), identity)
     found: dict[str, Evaluation] = {}
     for name, columns in stages:
-        folder = options.out / slug(subject.name) / f"{protocol.name}, {name}".replace(", ", "-").replace(" ", "-")
         what = f"{subject.name}: {protocol.name}, {name}"
         made = evaluate(
-            subject.model,
-            samples[name],
-            explainers,
-            {label: _metric(column, options.quick) for label, column in columns.items()},
-            out=folder,
-            controls=protocol.controls,
-            negatives=not (options.quick and any(column.repeats for column in columns.values())),
-            baseline=protocol.baseline,
-            seed=options.seed,
-            images_at_once=options.images_at_once,
-            batch_size=options.batch_size,
-            settings=_described(protocol, subject, options),
+            subject.model, samples[name], explainers, measured[name], out=folders[name], **settings[name],
+            images_at_once=options.images_at_once, batch_size=options.batch_size,
             progress=lambda step, what=what: options.progress(what, step),  # type: ignore[misc]
-        )
+        )  # fmt: skip
         made.write(figures=False)
         found |= dict.fromkeys(columns, made)
     return Study(subject.name, {label: found[label] for label in protocol.columns if label in found}, left_out)
@@ -207,6 +208,17 @@ def _first(samples: Samples) -> Any:
         except ImageError:
             continue
     raise InputError("none of the pictures can be read")
+
+
+def _settings(protocol: Protocol, subject: Subject, options: Options, columns: Mapping[str, Column]) -> dict[str, Any]:
+    """The settings of `evaluate` that decide a stage's numbers."""
+    return {
+        "controls": protocol.controls,
+        "negatives": not (options.quick and any(column.repeats for column in columns.values())),
+        "baseline": protocol.baseline,
+        "seed": options.seed,
+        "settings": _described(protocol, subject, options),
+    }
 
 
 def _described(protocol: Protocol, subject: Subject, options: Options) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from backlight.data.images import Preprocessing
 from backlight.data.labelled import LabelledFolder, Sample
 from backlight.data.mosaics import Layout, mosaics, pairs
 from backlight.errors import InputError, SiteError
+from backlight.evaluation.identity import combined_hash
 from backlight.evaluation.samples import Samples
 from backlight.models import load
 from backlight.models.layers import resolve_layer
@@ -133,11 +134,19 @@ class Composed:
         """Of the pictures; the layouts follow from their labels and the seed that `kind` holds."""
         return hashlib.sha256(f"{self.kind} {self.folder.fingerprint}".encode()).hexdigest()
 
+    def content(self, name: str) -> str:
+        """A hash of the layout and of its sources' files. Raises `ImageError` where one cannot be read."""
+        layout = self._layout(name)
+        return combined_hash(repr(layout), *(self.folder.content(self.sources[place]) for place in layout.sources))
+
     def load(self, name: str) -> Sample:
         """A composed picture. Raises `ImageError` where a source cannot be read."""
-        layout = self.layouts[int(name.rsplit(" ", 1)[1])]
+        layout = self._layout(name)
         found = layout.picture(lambda index: self.folder.load(self.sources[index]).inputs, self.size)
         return Sample(name, found, layout.target, layout.mask(self.size))
+
+    def _layout(self, name: str) -> Layout:
+        return self.layouts[int(name.rsplit(" ", 1)[1])]
 
 
 def data_folder(data: Path | None) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,16 +54,18 @@ class LabelledFolder:
         preprocessing: how a picture is resized and cropped.
         limit: the most pictures; None: all.
         masks: a folder of PNG masks with the pictures' stems, non-zero where the object is; None: the folder `masks`
-            beside the pictures, where there is one. They are resized and cropped as the pictures are, without blending.
+            beside the pictures, where there is one. A mask has its picture's path below the folder, or the bare name,
+            where one picture alone has it. They are resized and cropped as the pictures are, without blending.
         labelled: False: targets are None, the predicted class, and no labels are needed.
 
     Attributes:
         names: paths below the folder, with forward slashes.
-        fingerprint: a hash of the names, labels and file sizes of pictures and masks, of all before `limit`.
+        fingerprint: a hash of the names and labels, of all before `limit`, and of the preprocessing.
 
     Raises:
         ImageError: a folder that does not exist, or without pictures.
-        InputError: no labels, a table without the columns, a label that is no index of a class, a picture twice.
+        InputError: no labels, a table without the columns, a label that is no index of a class, a picture twice, a mask
+            that may be of either of two pictures.
         UnknownNameError: a folder whose name is no class; close matches are listed.
     """
 
@@ -86,8 +88,10 @@ class LabelledFolder:
         if not found:
             raise ImageError(f"there is no image file in the folder {str(folder)!r}")
         order = sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest())
-        entries = {name: _Entry(*found[name], self._mask_path(name)) for name in order}
-        self.fingerprint = _fingerprint(entries)
+        objects = self._mask_paths(order)
+        entries = {name: _Entry(*found[name], objects.get(name)) for name in order}
+        told = "".join(f"{name}\0{entries[name].target}\n" for name in sorted(entries))
+        self.fingerprint = hashlib.sha256(f"{preprocessing}\n{told}".encode()).hexdigest()
         self._entries = dict(list(entries.items())[:limit])
         self.names = list(self._entries)
 
@@ -103,6 +107,11 @@ class LabelledFolder:
     def masked(self) -> int:
         """How many of the pictures have a mask."""
         return sum(entry.mask is not None for entry in self._entries.values())
+
+    def content(self, name: str) -> str:
+        """A hash of the files of a picture and its mask. Raises `ImageError` where one cannot be read."""
+        entry = self._entries[name]
+        return _file_hash(entry.path) + ("" if entry.mask is None else _file_hash(entry.mask))
 
     def load(self, name: str) -> Sample:
         """A picture, its label and mask. Raises `ImageError` where picture or mask cannot be read."""
@@ -126,12 +135,24 @@ class LabelledFolder:
             raise ImageError(f"cannot read masks from {str(masks)!r}: there is no such folder")
         return Path(masks)
 
-    def _mask_path(self, name: str) -> Path | None:
+    def _mask_paths(self, names: Sequence[str]) -> dict[str, Path]:
+        """By picture: the mask of its whole path, else one of its bare name that is no other picture's."""
         if self.masks is None:
-            return None
-        inside = self.masks / Path(name).with_suffix(".png")
-        places = (inside, self.masks / inside.name)
-        return next((place for place in places if place.is_file()), None)
+            return {}
+        whole = {name: self.masks / Path(name).with_suffix(".png") for name in names}
+        found = {name: path for name, path in whole.items() if path.is_file()}
+        bare = {name: self.masks / path.name for name, path in whole.items() if name not in found}
+        taken = set(found.values())
+        found |= {name: path for name, path in bare.items() if path not in taken and path.is_file()}
+        owners: dict[Path, str] = {}
+        for name, path in found.items():
+            if path in owners:
+                raise InputError(
+                    f"the mask {str(path)!r} may be that of {owners[path]!r} or of {name!r}: give each picture's mask "
+                    f"its whole path, as {whole[name].relative_to(self.masks).as_posix()!r}"
+                )
+            owners[path] = name
+        return found
 
     def _pictures(self) -> Iterator[tuple[str, tuple[Path, int | None]]]:
         for path in image_paths(self.folder):
@@ -173,14 +194,17 @@ class LabelledFolder:
         try:
             with table.open(newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file)
-                missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+                reader.fieldnames = heads = [head.strip() for head in reader.fieldnames or ()]
+                missing = [column for column in COLUMNS if column not in heads]
                 if missing:
-                    given = ", ".join(reader.fieldnames or ()) or "none"
+                    given = ", ".join(heads) or "none"
                     raise InputError(f"{str(table)!r} needs the column {missing[0]!r}; its columns: {given}")
                 for row in reader:
                     place = f"{str(table)!r}, line {reader.line_num}"
                     name = self._file(row["file"], seen, place)
                     yield name, (self.folder / name, self._index(row["class_index"], place))
+            if not seen:
+                raise InputError(f"{str(table)!r} has no rows below its header: it lists no picture")
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"cannot read {str(table)!r}: {error}") from None
 
@@ -217,11 +241,9 @@ def read_mask(path: str | os.PathLike[str]) -> Bool[np.ndarray, "H W"]:
     return np.logical_or.reduce(there[..., :-1] if there.shape[-1] in (2, 4) else there, axis=-1)
 
 
-def _fingerprint(entries: dict[str, _Entry]) -> str:
-    found = hashlib.sha256()
-    for name in sorted(entries):
-        entry = entries[name]
-        paths = (entry.path, entry.mask)
-        sizes = [path.stat().st_size if path is not None and path.is_file() else -1 for path in paths]
-        found.update(f"{name}\0{entry.target}\0{sizes}\n".encode())
-    return found.hexdigest()
+def _file_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise ImageError(f"cannot read {str(path)!r}: {error.strerror}") from None

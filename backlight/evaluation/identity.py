@@ -47,6 +47,11 @@ def names_hash(names: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
+def combined_hash(*hashes: str) -> str:
+    """One hash of several, 32 hexadecimal digits of it."""
+    return names_hash(hashes)[:32]
+
+
 def versions() -> dict[str, str]:
     """Of Backlight, Python, and of the libraries that are installed among those that may change numbers."""
     found = {"backlight": backlight.__version__, "python": platform.python_version()}

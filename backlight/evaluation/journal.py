@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from backlight.errors import InputError, MissingExtraError
+from backlight.errors import ImageError, InputError, MissingExtraError
 from backlight.evaluation.identity import differences
 
 RUN, RESULTS, PARTS = "run.json", "results.parquet", "parts"
@@ -38,7 +38,7 @@ class Journal:
     """The rows of one folder, for one process at a time: `with Journal(folder, identity, metrics) as journal`.
 
     `identity`: plain values; where the folder has others, that is an error that says which. `metrics`: the names of
-    their columns.
+    their columns. `done`: the samples that have rows, and the hash of what each was made of.
 
     Raises:
         InputError: another identity, another process at work in the folder, or a file that cannot be read.
@@ -48,7 +48,7 @@ class Journal:
     def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any], metrics: Sequence[str]) -> None:
         _arrow()
         self.folder, self.identity, self.metrics = Path(folder), json.loads(json.dumps(identity)), list(metrics)
-        self.done: set[str] = set()
+        self.done: dict[str, str] = {}
         self.run: dict[str, Any] = {}
         self._lock: Any = None
         self._number = 0
@@ -78,30 +78,40 @@ class Journal:
                 raise InputError(f"{str(self.folder)!r} has results without a {RUN}: give another folder")
             self.write_run()
         else:
-            found = differences(run["identity"], self.identity)
-            if found:
-                raise InputError(
-                    f"{str(self.folder)!r} holds an evaluation with other settings: {'; '.join(found[:6])}"
-                    f"{' and more' * (len(found) > 6)}. Give another folder, or the same settings"
-                )
+            refuse_others(self.folder, run, self.identity)
             self.run = run
         table, _ = read_rows(self.folder)
-        self.done = set() if table is None else set(table.column("sample").to_pylist())
+        columns = [] if table is None else [table.column(name).to_pylist() for name in ("sample", "data")]
+        self.done = dict(zip(*columns, strict=True)) if columns else {}
         self._number = 1 + max((int(path.stem) for path in _parts(self.folder)), default=-1)
 
     def write_run(self) -> None:
         """Write `run.json` anew."""
         write_text(self.folder / RUN, json.dumps(self.run, indent=2, ensure_ascii=False) + "\n")
 
+    def unchanged(self, names: Iterable[str], content: Callable[[str], str]) -> None:
+        """Raise `InputError` where samples that have rows are no more made of what they were; it names them."""
+        changed = []
+        for name in (name for name in names if name in self.done):
+            try:
+                changed += [] if content(name) == self.done[name] else [repr(name)]
+            except ImageError as error:
+                changed.append(f"{name!r} ({error})")
+        if changed:
+            raise InputError(
+                f"{str(self.folder)!r} holds numbers of samples that have changed since: {', '.join(changed[:6])}"
+                f"{f' and {len(changed) - 6} more' * (len(changed) > 6)}. Give another folder, or bring them back"
+            )
+
     def append(self, rows: Sequence[Mapping[str, Any]], failures: Sequence[Failure] = ()) -> None:
         """Rows of new samples, all or none of them."""
         pyarrow, _ = _arrow()
-        names = {row["sample"] for row in rows}
-        if names & self.done:
-            raise InputError(f"the sample {min(names & self.done)!r} has its rows already")
+        new = {row["sample"]: row["data"] for row in rows}
+        if twice := new.keys() & self.done.keys():
+            raise InputError(f"the sample {min(twice)!r} has its rows already")
         table = pyarrow.Table.from_pylist(list(rows), schema=_schema(self.metrics))
         _write_table(self.folder / PARTS / f"{self._number:08d}.parquet", table, failures)
-        self.done |= names
+        self.done |= new
         self._number += 1
         if self._number % MERGE_EVERY == 0:
             self.merge()
@@ -120,6 +130,16 @@ class Journal:
         _write_table(self.folder / RESULTS, table, failures)
         for path in _parts(self.folder):  # killed here, the next one finds these samples twice, and takes them once
             path.unlink()
+
+
+def refuse_others(folder: str | os.PathLike[str], run: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> None:
+    """Raise `InputError` where a folder's `run.json` has another identity; it says which settings differ."""
+    found = [] if run is None else differences(run["identity"], json.loads(json.dumps(identity)))
+    if found:
+        raise InputError(
+            f"{str(folder)!r} holds an evaluation with other settings: {'; '.join(found[:6])}"
+            f"{' and more' * (len(found) > 6)}. Give another folder, or the same settings"
+        )
 
 
 def read_run(folder: str | os.PathLike[str]) -> dict[str, Any] | None:

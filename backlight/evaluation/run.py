@@ -65,7 +65,7 @@ def evaluate(
     """Every metric of every explanation at every sample, written to the folder `out` as it goes.
 
     The folder is a journal: after a kill, the same call goes on where it stopped. A sample that cannot be read is
-    skipped, tried again by the next call, and listed; a method or metric that fails at a sample gives NaN there, and
+    skipped, listed, and tried again by the next call, and one that has changed since it was done is an error; a method or metric that fails at a sample gives NaN there, and
     its reason is kept.
 
     Args:
@@ -83,7 +83,8 @@ def evaluate(
         progress: called before each explanation and metric, and after each group.
 
     Raises:
-        InputError: nothing to do, a name that is taken, or a folder that holds an evaluation with other settings.
+        InputError: nothing to do, a name that is taken, or a folder that holds an evaluation with other settings, or of
+            samples that have changed since.
         UnknownNameError: a baseline or negative that is not among the explainers; a setting that names nothing.
         TargetError: a target that is not among the network's outputs.
         MissingExtraError: pyarrow is not installed.
@@ -92,25 +93,47 @@ def evaluate(
     chosen = _negatives(explainers, first, negatives)
     measured = _measured(explainers, chosen, controls, seed, batch_size)
     _check(measured, metrics, samples, images_at_once)
-    identity = {
-        "backlight": versions()["backlight"],
-        "model": {"class": type(model).__name__, "parameters": model_hash(model)},
-        "data": samples.fingerprint,
-        "methods": {name: described_explainer(measured[name]) for name in explainers},
-        "negatives": chosen,
-        "controls": controls,
-        "metrics": {label: described_metric(metric) for label, metric in metrics.items()},
-        "seed": seed,
-        "settings": plain(settings or {}),
-    }
+    identity = identity_of(
+        model, samples, explainers, metrics,
+        controls=controls, negatives=chosen, baseline=first, seed=seed, settings=settings,
+    )  # fmt: skip
     with Journal(out, identity, list(metrics)) as journal:
+        journal.unchanged(samples.names, samples.content)
         device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         sizes = {"images_at_once": images_at_once, "batch_size": batch_size, "device": str(device)}
         _begin(journal, samples.names, first, sizes)
         run = _Run(samples, journal, Scoring(model, measured, metrics, seed, batch_size, lambda _: None), progress)
         run.all(images_at_once)
         journal.merge(samples.names)
+        journal.run["contents"] = names_hash(f"{name} {journal.done[name]}" for name in sorted(journal.done))
+        journal.write_run()
     return Evaluation.load(out)
+
+
+def identity_of(
+    model: nn.Module,
+    samples: Samples,
+    explainers: Mapping[str, Any],
+    metrics: Mapping[str, Metric],
+    *,
+    controls: bool = True,
+    negatives: Sequence[str] | bool = True,
+    baseline: str | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What decides the numbers of the evaluation that `evaluate` makes of the same arguments, as `run.json` holds it."""
+    return {
+        "backlight": versions()["backlight"],
+        "model": {"class": type(model).__name__, "parameters": model_hash(model)},
+        "data": samples.fingerprint,
+        "methods": {name: described_explainer(_explainer(one)) for name, one in explainers.items()},
+        "negatives": _negatives(explainers, _baseline(explainers, baseline), negatives),
+        "controls": controls,
+        "metrics": {label: described_metric(metric) for label, metric in metrics.items()},
+        "seed": seed,
+        "settings": plain(settings or {}),
+    }
 
 
 class _Run:
@@ -130,18 +153,20 @@ class _Run:
         names = iter(self.todo)
         while group := list(islice(names, images_at_once)):
             known = len(self.skipped)
-            loaded = [sample for name in group if (sample := self._loaded(name)) is not None]
-            rows, failures = self.scoring(loaded) if loaded else ([], [])
+            loaded = [found for name in group if (found := self._loaded(name)) is not None]
+            rows, failures = self.scoring([sample for _, sample in loaded]) if loaded else ([], [])
             if rows:
-                self.journal.append(rows, failures)
+                contents = {sample.name: content for content, sample in loaded}
+                self.journal.append([{**row, "data": contents[row["sample"]]} for row in rows], failures)
             if len(self.skipped) > known:
                 self._write_skipped()
             self.passed += len(group)
             self.progress(Step(self.passed, self.total, "", tuple(failures), tuple(self.skipped[known:])))
 
-    def _loaded(self, name: str) -> Sample | None:
+    def _loaded(self, name: str) -> tuple[str, Sample] | None:
+        """The hash of what a sample is made of, and the sample."""
         try:
-            return self.samples.load(name)
+            return self.samples.content(name), self.samples.load(name)
         except ImageError as error:
             self.skipped.append(Skipped(name, " ".join(str(error).split())))
             return None
@@ -158,7 +183,7 @@ def _begin(journal: Journal, names: Sequence[str], baseline: str, sizes: Mapping
     session = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "samples": len(names),
-        "done_before": len(journal.done & set(names)),
+        "done_before": len(journal.done.keys() & set(names)),
         "names": names_hash(names),
         **sizes,
         "versions": versions(),
@@ -189,16 +214,17 @@ def _measured(
     explainers: Mapping[str, Any], negatives: Sequence[str], controls: bool, seed: int, batch_size: int
 ) -> dict[str, Explainer]:
     """All that is measured: methods, negatives, controls."""
-    found = {
-        name: MethodExplainer(one, batch_size) if isinstance(one, Method) else as_explainer(one)
-        for name, one in explainers.items()
-    }
+    found = {name: _explainer(one, batch_size) for name, one in explainers.items()}
     added: dict[str, Explainer] = {f"minus {name}": Negative(found[name]) for name in negatives}
     extra: Mapping[str, Control] = control_maps(seed) if controls else {}
     taken = (set(added) | set(extra)) & set(found)
     if taken:
         raise InputError(f"the name {min(taken)!r} is taken by a control: give the explanation another one")
     return {**found, **added, **extra}
+
+
+def _explainer(one: Any, batch_size: int = BATCH_SIZE) -> Explainer:
+    return MethodExplainer(one, batch_size) if isinstance(one, Method) else as_explainer(one)
 
 
 def _check(measured: Mapping[str, Explainer], metrics: Mapping[str, Metric], samples: Samples, at_once: int) -> None:

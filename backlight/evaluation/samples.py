@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backlight.data.labelled import Sample
 from backlight.errors import InputError
-from backlight.evaluation.identity import tensor_hash
+from backlight.evaluation.identity import combined_hash, tensor_hash
 from backlight.shapes import Bool, Float
 
 
@@ -18,8 +18,10 @@ from backlight.shapes import Bool, Float
 class Samples(Protocol):
     """Samples in an order.
 
-    `names`: unique. `fingerprint`: a hash of the data; a limit on how many are taken must not change it, so that a run
-    may go on with a larger one. `load(name)`: raises `ImageError` where the sample cannot be read.
+    `names`: unique. `fingerprint`: says which data these are; a limit on how many are taken must not change it, so that
+    a run may go on with a larger one. `content(name)`: a hash of all that one sample is made of, found without decoding
+    it: where a run goes on, samples that have rows must be what they were. `load(name)` and `content(name)` raise
+    `ImageError` where the sample cannot be read.
     """
 
     @property
@@ -27,6 +29,8 @@ class Samples(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+    def content(self, name: str) -> str: ...
 
     def load(self, name: str) -> Sample: ...
 
@@ -64,11 +68,15 @@ class TensorSamples:
 
     @property
     def fingerprint(self) -> str:
-        found = hashlib.sha256(repr((self.names, self._targets)).encode())
-        for tensor in (self._inputs, self._masks):
-            if tensor is not None:
-                found.update(tensor_hash(tensor).encode())
-        return found.hexdigest()
+        """Of the first name and of the inputs' shape and type: more of the same data have it too."""
+        about = (self.names[:1], list(self._inputs.shape[1:]), str(self._inputs.dtype))
+        return hashlib.sha256(repr(about).encode()).hexdigest()
+
+    def content(self, name: str) -> str:
+        """A hash of a sample's input, target and mask."""
+        place = self._places[name]
+        mask = None if self._masks is None else tensor_hash(self._masks[place])
+        return combined_hash(tensor_hash(self._inputs[place]), str(self._targets[place]), str(mask))
 
     def load(self, name: str) -> Sample:
         """A sample by name."""

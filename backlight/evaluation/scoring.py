@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backlight.data.labelled import Sample
 from backlight.engine.targets import output_tensor
 from backlight.errors import BacklightError, MissingExtraError, TargetError, UnknownNameError
-from backlight.evaluation.identity import sample_seed, tensor_hash
+from backlight.evaluation.identity import sample_seed
 from backlight.evaluation.journal import Failure
 from backlight.metrics.case import Case
 from backlight.metrics.controls import Control, Negative
@@ -93,7 +93,6 @@ class _Group:
                 "target": self.targets[row],
                 "predicted": self.predicted[row],
                 "score": float(self.outputs[row, self.targets[row]]),
-                "data": self._hash(sample),
                 **{label: float(values[place, row]) for label, values in scores.items()},
                 "seconds": found.seconds,
                 "forwards": found.forwards,
@@ -102,9 +101,6 @@ class _Group:
             for row, sample in enumerate(self.samples)
             for place, (name, found) in enumerate(explained.items())
         ]
-
-    def _hash(self, sample: Sample) -> str:
-        return tensor_hash(sample.inputs)[:16] + ("" if sample.mask is None else tensor_hash(sample.mask)[:16])
 
     def _outputs(self) -> Tensor:
         with torch.no_grad():

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import SIZE, Tiny, photographs, subject
 
 from backlight.benchmarks import subjects, tables
-from backlight.benchmarks.protocols import MOSAICS, OBJECTS, PICTURES, PULLBACKS, Protocol
+from backlight.benchmarks.protocols import MOSAICS, OBJECTS, PICTURES, PULLBACKS, REFINEMENT, Protocol
 from backlight.benchmarks.report import report
 from backlight.benchmarks.study import Options, grouped, study
 from backlight.benchmarks.subjects import Subject, pictures, stage
@@ -163,6 +163,19 @@ def test_without_quick_its_folder_is_refused(data: Path, tmp_path: Path) -> None
     study(two_columns(), subject(), options)
     with pytest.raises(InputError, match=r"other settings: methods\.SmoothGrad\.settings\.n_samples: 4 there, 50 now"):
         study(two_columns(), subject(), replace(options, quick=False))
+
+
+def test_a_folder_that_will_be_refused_is_refused_before_anything_is_measured(data: Path, tmp_path: Path) -> None:
+    """The first stage is the same without --quick; the second is not."""
+    columns = {"PointingGame": REFINEMENT.columns["PointingGame"], "Fidelity": REFINEMENT.columns["Fidelity"]}
+    protocol = replace(REFINEMENT, columns=columns)
+    told: list[str] = []
+    options = Options(tmp_path, data=data, quick=True, limit=1, progress=lambda what, step: told.append(what))
+    study(protocol, subject(), options)
+    told.clear()
+    with pytest.raises(InputError, match=r"refinement-pictures' holds an evaluation with other settings: .*runs: 30"):
+        study(protocol, subject(), replace(options, quick=False))
+    assert told == []
 
 
 def test_focus_is_measured_on_mosaics(data: Path, tmp_path: Path) -> None:

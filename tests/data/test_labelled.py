@@ -60,7 +60,7 @@ def test_a_table_of_labels(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     picture(tmp_path / "below" / "b.png")
     picture(tmp_path / "unlisted.png")
-    table(tmp_path, "\ufefffile,author,class_index\n./a.png,me,1\nbelow/b.png,you,3\nlost.png,they,0\n")
+    table(tmp_path, "\ufefffile, author, class_index \n./a.png,me,1\nbelow/b.png,you,3\nlost.png,they,0\n")
     found = LabelledFolder(tmp_path, CLASSES, HOW)
     assert set(found.names) == {"a.png", "below/b.png", "lost.png"}
     assert found.load("below/b.png").target == 3
@@ -80,7 +80,7 @@ def test_a_table_of_labels(tmp_path: Path) -> None:
         ("file,class_index\na.png,-1\n", "out of range"),
         ("file,class_index\na.png,1\na.png,2\n", "line 3: 'a.png' is listed twice"),
         ("file,class_index\n,1\n", "line 2: there is no file name"),
-        ("file,class_index\n", "no image file"),
+        ("file,class_index\n", "labels.csv' has no rows below its header"),
     ],
 )
 def test_wrong_tables_say_where(tmp_path: Path, text: str, said: str) -> None:
@@ -147,22 +147,35 @@ def test_a_limit_takes_the_first_of_an_order_that_names_alone_decide(tmp_path: P
     assert len(set(targets(LabelledFolder(tmp_path, CLASSES, HOW, limit=6)).values())) > 1
 
 
-def test_the_fingerprint_sees_names_labels_and_sizes(tmp_path: Path) -> None:
-    def now() -> str:
-        return LabelledFolder(tmp_path, CLASSES, HOW).fingerprint
+def test_the_fingerprint_sees_names_labels_and_preprocessing_and_the_content_files(tmp_path: Path) -> None:
+    def now(name: str, how: Preprocessing = HOW) -> tuple[str, str]:
+        found = LabelledFolder(tmp_path, CLASSES, how)
+        return found.fingerprint, found.content(name)
 
     path = picture(tmp_path / "n1" / "a.png")
-    seen = [now()]
-    assert now() == seen[0]
+    (tmp_path / "n1" / "other.png").write_text("broken")
+    seen = [now("n1/a.png")]
     path.rename(tmp_path / "n1" / "b.png")
-    seen.append(now())
+    seen.append(now("n1/b.png"))
     (tmp_path / "n1").rename(tmp_path / "n2")
-    seen.append(now())
-    picture(tmp_path / "n2" / "b.png", (30, 30))
-    seen.append(now())
+    seen.append(now("n2/b.png"))
+    seen.append(now("n2/b.png", replace(HOW, interpolation="nearest")))
+    assert len({fingerprint for fingerprint, _ in seen}) == 4
+    assert len({content for _, content in seen}) == 1
+    before = now("n2/b.png")
+    picture(tmp_path / "n2" / "other.png")
+    assert now("n2/b.png") == before  # another one was repaired
+    pixels = (tmp_path / "n2" / "b.png").read_bytes()
+    (tmp_path / "n2" / "b.png").write_bytes(pixels[:-1] + bytes([pixels[-1] ^ 1]))  # of the same size
+    changed = now("n2/b.png")
     picture(tmp_path / "masks" / "b.png")
-    seen.append(now())
-    assert len(set(seen)) == 5
+    masked = now("n2/b.png")
+    assert before[0] == changed[0] == masked[0]
+    assert len({before[1], changed[1], masked[1]}) == 3
+    found = LabelledFolder(tmp_path, CLASSES, HOW)
+    (tmp_path / "n2" / "b.png").unlink()
+    with pytest.raises(ImageError, match="No such file"):
+        found.content("n2/b.png")
 
 
 def test_masks_keep_the_pictures_geometry(tmp_path: Path) -> None:
@@ -199,6 +212,35 @@ def test_masks_elsewhere_by_stem_and_missing_ones(tmp_path: Path) -> None:
     assert found.load("n1/b.jpg").mask is None
     with pytest.raises(ImageError, match="cannot read masks"):
         LabelledFolder(data, CLASSES, HOW, masks=tmp_path / "none")
+
+
+def test_a_mask_is_of_one_picture(tmp_path: Path) -> None:
+    data, masks = tmp_path / "data", tmp_path / "objects"
+    for name in ("n1/a.jpg", "n2/a.jpg", "n2/b.jpg"):
+        picture(data / name)
+    picture(masks / "b.png")
+    picture(masks / "n1" / "a.png")
+    assert LabelledFolder(data, CLASSES, HOW, masks=masks).masked == 2
+    picture(masks / "a.png")  # n1's has its own: this is n2's
+    assert LabelledFolder(data, CLASSES, HOW, masks=masks).masked == 3
+    (masks / "n1" / "a.png").unlink()
+    with pytest.raises(
+        InputError, match=r"a\.png' may be that of 'n[12]/a\.jpg' or of 'n[12]/a\.jpg'.* 'n[12]/a\.png'"
+    ):
+        LabelledFolder(data, CLASSES, HOW, limit=1, masks=masks)
+    picture(masks / "n1" / "a.png")
+    picture(data / "n1" / "a.png")
+    with pytest.raises(InputError, match="may be that of"):
+        LabelledFolder(data, CLASSES, HOW, masks=masks)
+
+
+def test_the_mask_of_a_loose_picture_is_not_that_of_one_in_a_folder(tmp_path: Path) -> None:
+    for name in ("a.png", "below/a.png"):
+        picture(tmp_path / name)
+    picture(tmp_path / "masks" / "a.png")
+    found = LabelledFolder(tmp_path, CLASSES, HOW, labelled=False)
+    assert found.load("a.png").mask is not None
+    assert found.load("below/a.png").mask is None
 
 
 def test_masks_that_do_not_fit_or_cannot_be_read(tmp_path: Path) -> None:

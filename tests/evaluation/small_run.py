@@ -38,6 +38,9 @@ class Numbered:
         self.names, self.fingerprint = self._samples.names[:count], "numbers"
         self.broken, self.masked = broken, masked
 
+    def content(self, name: str) -> str:
+        return self._samples.content(name) + str(name in self.masked)
+
     def load(self, name: str) -> Sample:
         if name in self.broken:
             raise ImageError(f"cannot read {name!r}: it is broken")

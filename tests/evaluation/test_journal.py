@@ -8,14 +8,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 pytest.importorskip("pyarrow")
-from small_run import Numbered, assert_same_rows, explainers, metrics, network, run
+from small_run import Numbered, assert_same_rows, explainers, metrics, network, pictures, run
 
+from backlight.data import ClassNames, Preprocessing
 from backlight.errors import InputError
-from backlight.evaluation import Evaluation, journal
+from backlight.evaluation import Evaluation, LabelledFolder, TensorSamples, evaluate, journal
 from backlight.evaluation.journal import Failure, Journal, read_rows
 from backlight.metrics import Infidelity
 
@@ -94,8 +99,6 @@ def test_other_settings_are_an_error_that_says_which(tmp_path: Path, changed: di
 
 
 def test_another_network_or_other_data_are_an_error(tmp_path: Path) -> None:
-    from backlight.evaluation import TensorSamples, evaluate
-
     run(tmp_path)
     other = network()
     other[4].bias.data[0] += 1e-6
@@ -103,6 +106,56 @@ def test_another_network_or_other_data_are_an_error(tmp_path: Path) -> None:
         evaluate(other, Numbered(), explainers(other), metrics(), out=tmp_path)
     with pytest.raises(InputError, match="data: numbers there"):
         run(tmp_path, TensorSamples(Numbered().load("0").inputs[None]))
+
+
+def test_more_tensors_go_on_and_changed_ones_are_named(tmp_path: Path) -> None:
+    x, targets = pictures(), [place % 5 for place in range(7)]
+
+    def samples(count: int, **changed: Any) -> TensorSamples:
+        given = {"inputs": x, "targets": targets, "masks": torch.ones(7, 8, 8, dtype=torch.bool), **changed}
+        return TensorSamples(**{name: value[:count] for name, value in given.items()})
+
+    run(tmp_path / "grown", samples(3))
+    found = run(tmp_path / "grown", samples(7))
+    assert [session["done_before"] for session in found.run["sessions"]] == [0, 3]
+    whole = run(tmp_path / "whole", samples(7))
+    assert_same_rows(found.rows, whole.rows)
+    assert found.run["contents"] == whole.run["contents"]
+    other = x.clone()
+    other[4, 0, 0, 0] += 0.25
+    outside = torch.ones(7, 8, 8, dtype=torch.bool)
+    outside[4, 0] = False
+    for changed in ({"inputs": other}, {"targets": [0, 1, 2, 3, 0, 0, 1]}, {"masks": outside}):
+        with pytest.raises(InputError, match="samples that have changed since: '4'"):
+            run(tmp_path / "grown", samples(7, **changed))
+    for changed in ({"inputs": x[:, :, :6]}, {"inputs": x.double()}, {"names": list("abcdefg")}):
+        with pytest.raises(InputError, match="other settings: data"):
+            run(tmp_path / "grown", samples(7, **{"masks": outside[:, : changed.get("inputs", x).shape[2]], **changed}))
+
+
+def test_a_repaired_picture_is_done_and_a_changed_one_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "1"
+    folder.mkdir(parents=True)
+    for place in range(3):
+        Image.fromarray(np.full((8, 8, 3), 40 * place, np.uint8)).save(folder / f"{place}.png")
+    whole = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(whole[:40])
+
+    def go_on() -> Evaluation:
+        return run(tmp_path / "out", LabelledFolder(tmp_path / "data", ClassNames(), Preprocessing((8, 8), (8, 8))))
+
+    assert {one.sample for one in go_on().skipped} == {"1/1.png"}
+    (folder / "1.png").write_bytes(whole)
+    found = go_on()
+    assert not found.skipped
+    assert [session["done_before"] for session in found.run["sessions"]] == [0, 2]
+    assert set(found.samples) == {f"1/{place}.png" for place in range(3)}
+    (folder / "2.png").write_bytes(whole)
+    with pytest.raises(InputError, match=r"samples that have changed since: '1/2\.png'\. Give another folder"):
+        go_on()
+    (folder / "2.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"changed since: '1/2\.png'"):
+        go_on()
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -123,7 +176,7 @@ def test_rows_that_a_killed_merge_left_twice_count_once(tmp_path: Path) -> None:
     for part in parts:
         shutil.move(part, tmp_path / "parts")
     with Journal(tmp_path, {}, ["x"]) as one:
-        assert one.done == {"a", "b", "c"}
+        assert one.done == dict.fromkeys("abc", "ab")
         one.append(rows("d"))
         with pytest.raises(InputError, match="'d' has its rows already"):
             one.append(rows("d"))
@@ -152,7 +205,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         read_rows(tmp_path)
     part.unlink()
     with Journal(tmp_path, {}, ["x"]) as one:
-        assert one.done == set()
+        assert one.done == {}
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"cannot read .*run\.json"), Journal(tmp_path, {}, ["x"]):
         pass
