@@ -6,6 +6,8 @@ from backlight.contributions.algorithms import (
     ActNormGrad,
     Algorithm,
     HiddenIntegratedGradients,
+    InputGrad,
+    SmoothGrad,
     as_algorithm,
 )
 from backlight.contributions.contribution import Contributions, contribute
@@ -19,8 +21,10 @@ __all__ = [
     "Algorithm",
     "Contributions",
     "HiddenIntegratedGradients",
+    "InputGrad",
     "Layout",
     "Signed",
+    "SmoothGrad",
     "as_algorithm",
     "contribute",
     "default_sites",

@@ -5,14 +5,15 @@ Each is a small frozen dataclass; `ALGORITHMS` holds them by name. Section 10.7 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
-from backlight.contributions.occasion import Occasion
+from backlight.contributions.input_gradient import input_gradients
+from backlight.contributions.occasion import Occasion, wide
 from backlight.contributions.warped_path import along_hidden, along_input
-from backlight.engine.paths import line_rule, norms
+from backlight.engine.paths import Noise, line_rule, norms
 from backlight.errors import InputError, UnknownNameError
 from backlight.shapes import Float
 
@@ -48,9 +49,9 @@ class ActGrad(Algorithm):
     def contributions(self, occasion: Occasion) -> Found:
         here = occasion.here
         if occasion.starts is None:
-            return {site: h * here.gradients[site] for site, h in here.activations.items()}, None
+            return {site: wide(h) * here.gradients[site] for site, h in here.activations.items()}, None
         scores, before = occasion.activations_at(occasion.starts)
-        return {site: (h - before[site]) * here.gradients[site] for site, h in here.activations.items()}, scores
+        return {site: (wide(h) - before[site]) * here.gradients[site] for site, h in here.activations.items()}, scores
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class ActNormGrad(ActGrad):
     def contributions(self, occasion: Occasion) -> Found:
         values, scores = super().contributions(occasion)
         for site, value in values.items():
-            values[site] = value / norms(occasion.here.gradients[site]).clamp(min=1e-8).to(value.dtype)
+            values[site] = value / norms(occasion.here.gradients[site]).clamp(min=1e-8)
         return values, scores
 
 
@@ -107,8 +108,60 @@ class HiddenIntegratedGradients(Algorithm):
         return along_input(occasion, self.n_steps, self.rule)
 
 
+@dataclass(frozen=True)
+class InputGrad(Algorithm):
+    """The unit's gradient times what the whole input (less its baseline) adds to the unit to first order.
+
+    The units of a layer that everything passes through sum to the sum of input x gradient.
+    """
+
+    source: ClassVar[str] = "CODEC, section 10.7, equation 8"
+    formula: ClassVar[str] = "g_j * sum_k (dh_j / dx_k) (x - x_0)_k; without a baseline x_0 = 0"
+    passes: ClassVar[str] = "1, and 1 forward in forward mode; other rules: 1 forward and 2 backward a site"
+
+    def contributions(self, occasion: Occasion) -> Found:
+        occasion.check_continuous("InputGrad")
+        return input_gradients(occasion), None
+
+
+@dataclass(frozen=True)
+class SmoothGrad(Algorithm):
+    """The mean of another algorithm's contributions at noisy copies of the input; the class stays the input's.
+
+    `of`: the algorithm, or its name. `stdev` in units of the input. The noise is drawn once for all samples. Not
+    complete: the contributions are those of other inputs. The defaults are those of CODEC's reference.
+    """
+
+    source: ClassVar[str] = "Smilkov et al. 2017; as contributions in CODEC's reference implementation"
+    formula: ClassVar[str] = "mean over e ~ N(0, stdev^2) of contributions at x + e"
+    passes: ClassVar[str] = "1 + n_samples times those of the algorithm"
+
+    of: Algorithm | str = field(default_factory=ActGrad)
+    n_samples: int = 5
+    stdev: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "of", as_algorithm(self.of))
+        if self.n_samples < 1 or self.stdev < 0:
+            raise InputError(f"n_samples >= 1 and stdev >= 0, got {self.n_samples} and {self.stdev}")
+
+    def contributions(self, occasion: Occasion) -> Found:
+        occasion.check_continuous("SmoothGrad")
+        totals: dict[str, Tensor] = {}
+        scores = None
+        noise = Noise(self.n_samples, self.stdev, self.seed)
+        for step in noise.steps(occasion.inputs, occasion.evaluator.model):
+            values, scores = as_algorithm(self.of).contributions(occasion.moved(step.inputs))
+            for site in tuple(values):
+                value = wide(values.pop(site)) * step.weight
+                totals[site] = totals[site].add_(value) if site in totals else value
+        return totals, scores
+
+
 ALGORITHMS: dict[str, type[Algorithm]] = {
-    algorithm.__name__: algorithm for algorithm in (ActGrad, ActNormGrad, HiddenIntegratedGradients)
+    algorithm.__name__: algorithm
+    for algorithm in (ActGrad, ActNormGrad, HiddenIntegratedGradients, InputGrad, SmoothGrad)
 }
 
 

@@ -108,3 +108,8 @@ def _pass(evaluator: Evaluator, inputs: Inputs) -> tuple[Passed, Any]:
 def is_plain(evaluator: Evaluator) -> bool:
     """Whether cotangents are autograd's own, on which completeness rests."""
     return evaluator.rules == GRADIENT
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in single precision at least: products of halves under- and overflow."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backlight.contributions.occasion import Occasion
+from backlight.contributions.occasion import Occasion, wide
 from backlight.engine.paths import Inputs, line_rule
 
 
@@ -22,7 +22,7 @@ def along_input(occasion: Occasion, n_steps: int, rule: str) -> tuple[dict[str, 
         (totals by site, the target at the baseline).
     """
     here, start = occasion.here, occasion.baseline
-    totals = {site: _zeros(value) for site, value in here.activations.items()}
+    totals = {site: torch.zeros_like(wide(value)) for site, value in here.activations.items()}
     h, g, scores = dict(here.activations), dict(here.gradients), here.scores
     for i in reversed(range(n_steps)):
         point = _between(start, occasion.inputs, i / n_steps)
@@ -36,11 +36,11 @@ def along_input(occasion: Occasion, n_steps: int, rule: str) -> tuple[dict[str, 
         for site, total in totals.items():  # what is no longer needed goes at once
             h_i, h_before = h.pop(site), before.pop(site)
             g_i, g_before = g.pop(site), gradients[site]
-            difference = h_i.to(total.dtype) - h_before
+            difference = wide(h_i) - h_before
             if rule == "trapezoid":
-                total.add_(difference.mul_((g_i.to(total.dtype) + g_before).mul_(0.5)))
+                total.add_(difference.mul_((wide(g_i) + g_before).mul_(0.5)))
             else:
-                total.addcmul_(difference, (g_before if rule == "riemann_left" else g_i).to(total.dtype))
+                total.addcmul_(difference, wide(g_before if rule == "riemann_left" else g_i))
             h[site], g[site] = h_before, g_before
     return totals, scores
 
@@ -59,20 +59,16 @@ def along_hidden(occasion: Occasion, n_steps: int, rule: str) -> tuple[dict[str,
     values: dict[str, Tensor] = {}
     for site, h in occasion.here.activations.items():
         h_0 = before.pop(site)
-        total = _zeros(h)
+        total = torch.zeros_like(wide(h))
         for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
             if node == 1:
                 gradient = occasion.here.gradients[site]
             else:
                 gradient = occasion.patched_at(site, h_0 + node * (h - h_0)).gradients[site]
-            total.add_(gradient.to(total.dtype), alpha=weight)
-        values[site] = total.mul_(h.to(total.dtype) - h_0)
+            total.add_(wide(gradient), alpha=weight)
+        values[site] = total.mul_(wide(h) - h_0)
     return values, scores
 
 
 def _between(start: Inputs, end: Inputs, share: float) -> Inputs:
     return tuple(s + share * (x - s) for s, x in zip(start, end, strict=True)) if share else start
-
-
-def _zeros(like: Tensor) -> Tensor:
-    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))

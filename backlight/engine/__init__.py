@@ -8,6 +8,7 @@ from backlight.engine.readouts import READOUTS
 from backlight.engine.rules import GRADIENT, Call, Rule, RuleSet
 from backlight.engine.run import Run, running
 from backlight.engine.sites import Site, captured, edited, patched
+from backlight.engine.surprisal import Surprisal
 from backlight.engine.targets import (
     Contrast,
     Entropy,
@@ -43,6 +44,7 @@ __all__ = [
     "RuleSet",
     "Run",
     "Site",
+    "Surprisal",
     "Target",
     "TopK",
     "Unit",

@@ -94,6 +94,7 @@ def attribute(
         model, as_target(target), rules, names, count, strict, create_graph, () if arguments == (None,) else arguments
     )
     evaluator.target.check(count)
+    _check_differences(path, names, inputs, as_readout(readout))
     walk = _Walk(evaluator, inputs, 1 if bias else pass_limit(internal_batch_size, count), as_readout(readout), bias)
     if evaluator.target.chooses and not isinstance(path, Point):
         walk.fix_target()
@@ -106,7 +107,18 @@ def attribute(
     return result
 
 
+def _check_differences(path: Path, sites: tuple[str, ...], inputs: Inputs, readout: Readout) -> None:
+    """On a line in the input, hidden units do not move on a line: their differences change from point to point."""
+    hidden = [site for site in sites if site not in input_sites(inputs)]
+    if isinstance(path, Line) and readout is as_readout("difference") and hidden:
+        raise SiteError(
+            f"the readout 'difference' along a line is of the input, not of {', '.join(hidden)}: "
+            "backlight.contribute(model, inputs, sites, ...) integrates hidden units along the path they take"
+        )
+
+
 def checked_inputs(inputs: Tensor | Inputs) -> Inputs:
+    """The inputs as a tuple of tensors `[N, ...]` of one N >= 1; InputError where they are none."""
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     for x in inputs:
         if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == 0 or len(x) != len(inputs[0]):
@@ -118,6 +130,7 @@ def checked_inputs(inputs: Tensor | Inputs) -> Inputs:
 
 
 def pass_limit(internal_batch_size: int | None, count: int) -> int:
+    """The most samples in one pass; InputError where it is none."""
     if internal_batch_size is not None and internal_batch_size < 1:
         raise InputError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
     return internal_batch_size or count

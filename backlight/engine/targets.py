@@ -7,14 +7,14 @@ tensor, a tuple for outputs of higher rank), any `Target`, and any callable `out
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from backlight.errors import TargetError
-from backlight.shapes import Float
+from backlight.shapes import Float, Int
 
 _OUTPUT_KEYS = ("logits", "out", "output", "pred", "prediction", "last_hidden_state")
 
@@ -133,7 +133,39 @@ def pick(values: Float[Tensor, "N *K"], index: Any) -> Float[Tensor, "N *P"]:
 
 
 @dataclass(frozen=True)
-class Logit(Target):
+class Choice(Target):
+    """A target that chooses classes by the outputs, where none are given.
+
+    On a path, the choice is made once, at the explained input. `floating`: at every point anew; what is integrated
+    then is the largest logit (its gradient is that of the class that is largest there), not one class's.
+    """
+
+    floating: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.floating and not self._open:
+            raise TargetError("floating=True chooses the class at every point: give none")
+
+    @property
+    def _open(self) -> bool:
+        """Whether a choice is left to the outputs."""
+        raise NotImplementedError
+
+    def _chosen(self, outputs: Any) -> Any:
+        """The same target, with what is left open chosen at these outputs."""
+        raise NotImplementedError
+
+    def fixed(self, outputs: Any) -> Target:
+        return self._chosen(outputs) if self.chooses else self
+
+    @property
+    def chooses(self) -> bool:
+        return self._open and not self.floating
+
+
+@dataclass(frozen=True)
+class Logit(Choice):
     """Entry `index` of the output, as the model gives it. None: the entry that is largest."""
 
     index: Any = None
@@ -144,22 +176,21 @@ class Logit(Target):
         return output_tensor(outputs)
 
     def score(self, outputs: Any, hidden: Mapping[str, Tensor]) -> Tensor:
-        chosen = self.fixed(outputs) if self.chooses else self
-        return pick(self.values(outputs), chosen.index)  # type: ignore[attr-defined]
+        return pick(self.values(outputs), self._chosen(outputs).index)
 
-    def fixed(self, outputs: Any) -> Target:
-        if not self.chooses:
+    @property
+    def _open(self) -> bool:
+        return self.index is None
+
+    def _chosen(self, outputs: Any) -> Logit:
+        if not self._open:
             return self
         output = output_tensor(outputs)
         if output.ndim == 1 or output.shape[1:] == (1,):
-            return replace(self, index=0)
+            return replace(self, index=0, floating=False)
         if output.ndim != 2:
             raise TargetError(f"outputs of shape {list(output.shape)} need a target: one index for each axis")
-        return replace(self, index=output.detach().argmax(1))
-
-    @property
-    def chooses(self) -> bool:
-        return self.index is None
+        return replace(self, index=output.detach().argmax(1), floating=False)
 
 
 @dataclass(frozen=True)
@@ -179,33 +210,37 @@ class LogProbability(Logit):
 
 
 @dataclass(frozen=True)
-class TopK(Target):
-    """Sum of the k largest logits; which they are is decided once, at the explained input."""
+class TopK(Choice):
+    """Sum of the k largest logits; which they are is decided once, at the explained input.
+
+    `probability`: the sum of their softmax probabilities.
+    """
 
     k: int = 5
     index: Any = None
+    probability: bool = field(default=False, kw_only=True)
     per_sample = ("index",)
 
     def score(self, outputs: Any, hidden: Mapping[str, Tensor]) -> Tensor:
-        chosen: Any = self.fixed(outputs)
         output = output_tensor(outputs)
-        return output.gather(1, chosen.index.expand(len(output), -1)).sum(1)
+        index = self._chosen(outputs).index.expand(len(output), -1)
+        return (output.softmax(1) if self.probability else output).gather(1, index).sum(1)
 
-    def fixed(self, outputs: Any) -> Target:
-        if self.index is not None:
+    @property
+    def _open(self) -> bool:
+        return self.index is None
+
+    def _chosen(self, outputs: Any) -> TopK:
+        if not self._open:
             return self
         output = output_tensor(outputs)
         if output.ndim != 2 or not 1 <= self.k <= output.shape[1]:
             raise TargetError(f"the top {self.k} of outputs {list(output.shape)}: k must be in 1..K of [N, K]")
-        return replace(self, index=output.detach().topk(self.k, 1).indices)
-
-    @property
-    def chooses(self) -> bool:
-        return self.index is None
+        return replace(self, index=output.detach().topk(self.k, 1).indices, floating=False)
 
 
 @dataclass(frozen=True)
-class Contrast(Target):
+class Contrast(Choice):
     """Logit of class `a` minus logit of class `b`. Where they are not given: the two largest at the explained input."""
 
     a: Any = None
@@ -213,26 +248,32 @@ class Contrast(Target):
     per_sample = ("a", "b")
 
     def score(self, outputs: Any, hidden: Mapping[str, Tensor]) -> Tensor:
-        chosen: Any = self.fixed(outputs)
+        chosen = self._chosen(outputs)
         output = output_tensor(outputs)
         return pick(output, chosen.a) - pick(output, chosen.b)
 
-    def fixed(self, outputs: Any) -> Target:
-        if not self.chooses:
+    @property
+    def _open(self) -> bool:
+        return self.a is None or self.b is None
+
+    def _chosen(self, outputs: Any) -> Contrast:
+        if not self._open:
             return self
         output = output_tensor(outputs).detach()
         if output.ndim != 2 or output.shape[1] < 2:
             raise TargetError(f"a contrast needs two classes, the output is {list(output.shape)}")
         best = output.topk(2, 1).indices
-        a = best[:, 0] if self.a is None else torch.as_tensor(self.a, device=output.device).expand(len(output))
-        b = self.b
-        if b is None:  # the largest class that is not a
-            b = torch.where(best[:, 0] == a, best[:, 1], best[:, 0])
-        return replace(self, a=a, b=b)
+        a, b = self.a, self.b
+        if a is None:  # the largest class that is not b
+            a = best[:, 0] if b is None else _other_than(b, best, output.shape[1])
+        a = torch.as_tensor(a, device=output.device).expand(len(output))
+        return replace(self, a=a, b=_other_than(a, best, output.shape[1]) if b is None else b, floating=False)
 
-    @property
-    def chooses(self) -> bool:
-        return self.a is None or self.b is None
+
+def _other_than(given: Any, best: Int[Tensor, "N 2"], classes: int) -> Int[Tensor, "N"]:
+    """The first of the best two that is not the given class."""
+    same = best[:, 0] == torch.as_tensor(given, device=best.device) % classes
+    return torch.where(same, best[:, 1], best[:, 0])
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class IntegratedGradients(Method):
     completeness: ClassVar[str | None] = "line"
     passes: ClassVar[str] = "n_steps"
     readout: ClassVar[str] = "difference"
+    reads_sites: ClassVar[bool] = False  # hidden units take a path of their own: backlight.contribute
 
     n_steps: int = 50
     rule: str = "gausslegendre"
