@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +206,7 @@ class Store:
         return self._numbers(key)
 
     def _numbers(self, key: str) -> np.ndarray:
-        found = [self._arrays.read(key, *run) for run in runs(self._places, 1)]
-        return np.concatenate(found)
+        return np.concatenate([block for _, block in gathered(self._arrays, key, self._places)])
 
     def _site(self, site: str) -> str:
         if site not in self.sites:
@@ -233,26 +232,20 @@ class StoredRows:
     def read(self, start: int, stop: int) -> Float[Tensor, "n C"]:
         places = self._places[start:stop]
         out = torch.zeros(len(places), self.shape[1])
-        done = 0
-        for first, last in runs(places, self._arrays.layout.chunks[self._keys[0]]):
-            inside = places[(places >= first) & (places < last)] - first
-            rows = out[done : done + len(inside)]
-            for number, key in enumerate(self._keys):
-                block = torch.from_numpy(self._arrays.read(key, first, last)[inside])
-                if self._added:
-                    rows += block
-                else:
-                    rows[:, number * self._width : (number + 1) * self._width] = block
-            done += len(inside)
+        for number, key in enumerate(self._keys):
+            left = 0 if self._added else number * self._width
+            for first, block in gathered(self._arrays, key, places):
+                out[first : first + len(block), left : left + self._width] += torch.from_numpy(block)
         return out
 
 
-def runs(places: np.ndarray, near: int) -> list[tuple[int, int]]:
-    """(first, last + 1) of ascending positions that lie closer together than `near` (1: side by side)."""
-    if not len(places):
-        return []
-    cuts = np.flatnonzero(np.diff(places) > near) + 1
-    return [(int(group[0]), int(group[-1]) + 1) for group in np.split(places, cuts)]
+def gathered(arrays: Arrays, key: str, places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(how many before, entries) at ascending positions of an array; one read for those that lie close together."""
+    cuts = np.flatnonzero(np.diff(places) > arrays.layout.chunks[key]) + 1
+    done = 0
+    for group in np.split(places, cuts) if len(places) else ():
+        yield done, arrays.read(key, int(group[0]), int(group[-1]) + 1)[group - group[0]]
+        done += len(group)
 
 
 def split(value: Float[Tensor, "n C *positions"]) -> tuple[Float[Tensor, "n C"], Float[Tensor, "n C"]]:
