@@ -1,12 +1,46 @@
-"""What modes mean: their channels, samples, classes and concepts."""
+"""What modes mean: their channels, samples, classes and concepts, beside those of single channels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from backlight.errors import InputError
+from backlight.contributions.concepts import IMAGES, Concepts
+from backlight.contributions.correlation import correlate
+from backlight.contributions.decompositions.scaling import kept
+from backlight.contributions.evidence import Difference, Evidence, difference, evidence, nonzero, steps
+from backlight.contributions.exemplars import Exemplars, exemplars
+from backlight.contributions.specificity import Specificity, coverage, specificity
+from backlight.contributions.stability import Stability, stability
+from backlight.data.classes import ClassNames
+from backlight.data.hierarchy import Hierarchy
+from backlight.errors import InputError, UnknownNameError
 from backlight.shapes import Float, Int
+from backlight.store.rows import Rows
+
+LABELS = ("label", "prediction")
+CLASSES, CONCEPTS = "classes", "concepts"
+
+
+class Described(Protocol):
+    """What is needed of a `Decomposed`."""
+
+    site: str
+    quantity: str
+    sign: str
+    loadings: Rows
+
+    @property
+    def modes(self) -> Float[Tensor, "K C"]: ...
+
+    @property
+    def store(self) -> Any: ...
 
 
 def top_channels(
@@ -30,3 +64,262 @@ def top_channels(
     if not 1 <= count <= channels:
         raise InputError(f"expected a count of channels in 1..{channels}, got {count}")
     return torch.argsort(mode, descending=True, stable=True)[:count]
+
+
+@dataclass(frozen=True)
+class Level:
+    """Modes, and channels by quantity, against one kind of masks: classes, or concepts of a hierarchy."""
+
+    concepts: Concepts
+    modes: Evidence
+    channels: dict[str, Evidence] = field(default_factory=dict)
+
+    @cached_property
+    def specificity(self) -> Specificity | None:
+        """Of the modes; None where there is one mask alone."""
+        return specificity(self.modes.correlation.r) if len(self.concepts) > 1 else None
+
+    def coverage(self) -> tuple[Float[Tensor, "alive"], Float[Tensor, "M"]]:
+        """As `specificity.coverage`, of the modes that are alive."""
+        return coverage(self.modes.correlation.r[self.modes.alive])
+
+    def best_modes(self, name: str, count: int = 5) -> list[tuple[int, float]]:
+        """A class's or concept's modes with the largest r, and r. Raises `UnknownNameError`."""
+        r = self.modes.correlation.r[:, self.concepts.index(name)]
+        return [(int(mode), float(r[mode])) for mode in top_channels(r, count=min(count, len(r)))]
+
+    def best_concepts(self, mode: int, count: int = 3) -> list[tuple[str, float]]:
+        """The classes or concepts a mode has the largest r with, and r."""
+        r = self.modes.correlation.r[mode]
+        return [(self.concepts.names[one], float(r[one])) for one in top_channels(r, count=min(count, len(r)))]
+
+    def differences(self) -> dict[str, dict[str, Difference]]:
+        """By quantity, and "r" or "held_out": the median over modes minus the median over channels."""
+        return {
+            name: {kind: difference(self.modes, one, held_out=kind == "held_out") for kind in ("r", "held_out")}
+            for name, one in self.channels.items()
+        }
+
+
+@dataclass(frozen=True)
+class Modes:
+    """What `describe` found.
+
+    Attributes:
+        site, quantity, sign, modes `[K, C]`: of the decomposition. names, labels: of the samples.
+        exemplars: of every mode. levels: by "classes" and "concepts", where there are enough samples.
+        settings: of `describe`. notes: what a reader must know, such as too few images of single classes.
+    """
+
+    site: str
+    quantity: str
+    sign: str
+    modes: Float[Tensor, "K C"]
+    names: list[str]
+    labels: Int[np.ndarray, "n"]
+    exemplars: Exemplars
+    levels: dict[str, Level]
+    classes: ClassNames
+    hierarchy: Hierarchy | None
+    settings: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def level(self) -> Level:
+        """Concepts of the hierarchy where one was given, else classes."""
+        return self.levels.get(CONCEPTS) or self.levels[CLASSES]
+
+    def channels(self, mode: int, count: int = 10) -> list[tuple[str, float]]:
+        """A mode's largest signed weights, by channel; the most negative ones, where negative parts were decomposed.
+
+        A channel is called "12"; where both signs have columns of their own, "12+" and "12-".
+        """
+        weights = self.modes[mode].cpu()
+        order = top_channels(-weights if self.sign == "negative" else weights, count=min(count, len(weights)))
+        return [(self._channel(int(one)), float(weights[one])) for one in order]
+
+    def label(self, sample: int) -> str:
+        """The name of a sample's class; "" where it has none."""
+        index = int(self.labels[sample])
+        return "" if index < 0 else self.classes.name(index)
+
+    def ranked(self, name: str | None = None, count: int = 20) -> list[int]:
+        """The modes of a class or concept, or all; by r on held-out samples, or for one class or concept by r.
+
+        Raises:
+            UnknownNameError: a class or concept that is not there, or has too few samples.
+        """
+        if name is not None:
+            return [mode for mode, _ in self.level_of(name).best_modes(name, count)]
+        one = self.level.modes
+        score = torch.where(one.alive, one.held_out, -torch.inf)
+        return top_channels(score, count=min(count, len(score))).tolist()
+
+    def level_of(self, name: str) -> Level:
+        """The level that has a class or concept of this name. Raises `UnknownNameError`."""
+        error: UnknownNameError | None = None
+        for one in self.levels.values():
+            try:
+                one.concepts.index(name)
+                return one
+            except UnknownNameError as found:
+                error = found
+        assert error is not None
+        raise error
+
+    def against(self, other: Described, *, seed: int = 0) -> Stability:
+        """How much of these modes another decomposition of the same site finds; by the masks that both have.
+
+        Raises:
+            InputError: another site or other channels, or no class or concept in common.
+        """
+        if other.site != self.site:
+            raise InputError(f"modes of {self.site!r} cannot be compared with modes of {other.site!r}")
+        labels = labels_of(other, self.settings["by"])
+        least = self.settings["min_images"]
+        theirs = (
+            Concepts.of_classes(labels, self.classes, least)
+            if self.hierarchy is None or self.level is not self.levels.get(CONCEPTS)
+            else Concepts.of_hierarchy(labels, self.hierarchy, least)
+        )
+        ours = self.level.concepts
+        common = [name for name in ours.names if name in set(theirs.names)]
+        if not common:
+            raise InputError("the two decompositions have no class or concept with enough samples in common")
+        alive = nonzero(other.loadings)
+        r = correlate(other.loadings, theirs.masks[:, [theirs.names.index(name) for name in common]])
+        own = self.level.modes
+        own_r = own.correlation.r[own.alive][:, [ours.names.index(name) for name in common]]
+        return stability(self.modes[own.alive], own_r, other.modes.cpu()[alive], r[alive], seed=seed)
+
+    def _channel(self, column: int) -> str:
+        if self.sign != "concat":
+            return str(column)
+        half = self.modes.shape[1] // 2
+        return f"{column}+" if column < half else f"{column - half}-"
+
+
+def describe(
+    decomposed: Described,
+    *,
+    hierarchy: Hierarchy | None = None,
+    classes: ClassNames | None = None,
+    by: str = "label",
+    channels: bool = True,
+    min_images: int = IMAGES,
+    top: int = 8,
+    permutations: int = 20,
+    draws: int = 200,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Modes:
+    """Correlate the loadings of modes with classes and concepts, and the channels they are made of beside them.
+
+    CODEC, sections 4 and 10.2. Labels choose nothing in a decomposition; they say here what its modes are about.
+    Rows are read some `5 + permutations` times for each of modes and channels, at both levels, or once if they
+    take less than 1 GiB.
+
+    Args:
+        hierarchy: concepts to correlate with, besides the classes.
+        classes: their names; indices without.
+        by: "label", or "prediction", what the network takes samples for, which needs no labels.
+        channels: correlate the decomposed rows too, and where contributions were decomposed, the activations.
+        min_images: classes and concepts with fewer samples inside or outside are left out: with a few samples, the
+            best of many modes correlates well by chance.
+        top: exemplars of a mode.
+        permutations: of the masks, for the r that chance gives. draws: of a bootstrap over samples.
+        progress: called with the number of steps that are done, and of all.
+
+    Raises:
+        InputError: no labels, no class or concept with enough samples, or numbers out of range.
+        UnknownNameError: another `by`.
+    """
+    labels = labels_of(decomposed, by)
+    levels, notes = _masks(labels, hierarchy, classes or ClassNames(), min_images)
+    loadings = kept(decomposed.loadings)
+    compared = _channels(decomposed) if channels else {}
+    total = len(levels) * (1 + len(compared)) * steps(permutations)
+    done = 0
+
+    def tell() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    def found(rows: Rows, concepts: Concepts) -> Evidence:
+        given = {"permutations": permutations, "draws": draws, "seed": seed}
+        return evidence(rows, concepts.masks, progress=tell, **given)
+
+    modes = {name: found(loadings, one) for name, one in levels.items()}
+    beside: dict[str, dict[str, Evidence]] = {name: {} for name in levels}
+    for quantity, rows in compared.items():
+        own = kept(rows)
+        for name, one in levels.items():
+            beside[name][quantity] = found(own, one)
+    return Modes(
+        site=decomposed.site,
+        quantity=decomposed.quantity,
+        sign=decomposed.sign,
+        modes=decomposed.modes.cpu(),
+        names=list(decomposed.store.names),
+        labels=labels,
+        exemplars=exemplars(loadings, top),
+        levels={name: Level(one, modes[name], beside[name]) for name, one in levels.items()},
+        classes=classes or ClassNames(),
+        hierarchy=hierarchy,
+        settings={"by": by, "min_images": min_images, "permutations": permutations, "draws": draws, "seed": seed},
+        notes=notes,
+    )
+
+
+def labels_of(decomposed: Described, by: str) -> Int[np.ndarray, "n"]:
+    """The samples' labels or predictions. Raises `UnknownNameError` for another `by`."""
+    if by not in LABELS:
+        raise UnknownNameError("kind of label", by, LABELS)
+    return np.asarray(decomposed.store.column(by), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Negated:
+    """Rows with the other sign: the more negative a contribution, the larger."""
+
+    rows: Rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows.shape
+
+    def read(self, start: int, stop: int) -> Float[Tensor, "n C"]:
+        return -self.rows.read(start, stop)
+
+
+def _channels(decomposed: Described) -> dict[str, Rows]:
+    store, sign = decomposed.store, decomposed.sign
+    wanted = [decomposed.quantity]
+    if decomposed.quantity == "contributions" and "activations" in store.quantities(decomposed.site):
+        wanted.append("activations")
+    found = {quantity: store.rows(decomposed.site, quantity, sign) for quantity in wanted}
+    return {name: Negated(rows) if sign == "negative" else rows for name, rows in found.items()}
+
+
+def _masks(
+    labels: np.ndarray, hierarchy: Hierarchy | None, classes: ClassNames, min_images: int
+) -> tuple[dict[str, Concepts], tuple[str, ...]]:
+    given = {CLASSES: Concepts.of_classes(labels, classes, min_images)}
+    if hierarchy is not None:
+        given[CONCEPTS] = Concepts.of_hierarchy(labels, hierarchy, min_images)
+    notes = []
+    for name, one in given.items():
+        if one.left_out:
+            most = max(one.left_out.values()) if not len(one) else 0
+            largest = f"; the largest has {most}" if most else ""
+            notes.append(
+                f"{len(one.left_out)} of {len(one.left_out) + len(one)} {name} are left out: they have fewer than "
+                f"{min_images} samples inside or outside{largest}"
+            )
+    levels = {name: one for name, one in given.items() if len(one)}
+    if not levels:
+        advice = "lower min_images" if hierarchy is not None else "give a hierarchy of concepts, or lower min_images"
+        raise InputError(f"{'; '.join(notes)}: {advice}")
+    return levels, tuple(notes)
