@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from backlight.benchmarks.study import Options, as_method, slug
 from backlight.benchmarks.subjects import Subject, data_folder
 from backlight.data.images import Preprocessing
 from backlight.data.labelled import LabelledFolder
-from backlight.errors import BacklightError, InputError
-from backlight.evaluation.identity import model_hash, plain, tensor_hash, versions
+from backlight.errors import BacklightError, ImageError, InputError
+from backlight.evaluation.identity import combined_hash, model_hash, plain, versions
 from backlight.evaluation.journal import Journal, read_rows
 from backlight.evaluation.statistics import Summary, summaries
 from backlight.evaluation.tables import formatter
@@ -59,7 +60,8 @@ def manipulation(
     left_out: list[str] = []
     identities: list[dict[str, Any]] = []
     for subject in subjects:
-        data, x = couples(options.data, subject, pairs, size)
+        data, x, unread = couples(options.data, subject, pairs, size)
+        left_out += [one for one in unread if one not in left_out]
         found[subject.name] = {}
         for label, row in rows.items():
             told(f"{subject.name}: {label}")
@@ -86,21 +88,42 @@ def manipulation(
     return made
 
 
-def couples(data: Path | None, subject: Subject, pairs: int, size: int) -> tuple[str, list[tuple[str, Tensor, Tensor]]]:
-    """The folder's fingerprint, and (name, a picture, another one), `[1, 3, size, size]` each.
+@dataclass(frozen=True)
+class Couple:
+    """The picture that is changed and the one whose map is aimed at, `[1, 3, size, size]`. `content`: a hash of both."""
+
+    name: str
+    content: str
+    x: Tensor
+    other: Tensor
+
+
+def couples(data: Path | None, subject: Subject, pairs: int, size: int) -> tuple[str, list[Couple], list[str]]:
+    """The folder's fingerprint, the first `pairs` whose pictures can be read, and what is said of the others.
+
+    A picture has the same partner whichever pictures cannot be read.
 
     Raises:
         InputError: too few pictures.
-        ImageError: one of them cannot be read.
     """
-    samples = LabelledFolder(data_folder(data), subject.classes, Preprocessing.paper(size), 2 * pairs, labelled=False)
-    if len(samples.names) < 2 * pairs:
-        raise InputError(f"{pairs} pairs need {2 * pairs} pictures, there are {len(samples.names)}: give --pairs")
-    loaded = [samples.load(name).inputs[None].to(subject.device) for name in samples.names]
-    names = samples.names
-    return samples.fingerprint, [
-        (f"{names[place]} to {names[place + 1]}", loaded[place], loaded[place + 1]) for place in range(0, 2 * pairs, 2)
-    ]
+    samples = LabelledFolder(data_folder(data), subject.classes, Preprocessing.paper(size), labelled=False)
+    found: list[Couple] = []
+    unread: list[str] = []
+    for first, second in zip(samples.names[::2], samples.names[1::2], strict=False):
+        if len(found) == pairs:
+            break
+        try:
+            x, other = (samples.load(name).inputs[None].to(subject.device) for name in (first, second))
+            content = combined_hash(samples.content(first), samples.content(second))
+            found.append(Couple(f"{first} to {second}", content, x, other))
+        except ImageError as error:
+            unread.append(f"Left out: the pair {first} to {second}: {error}")
+    if len(found) < pairs:
+        unreadable = f", {len(unread)} pairs cannot be read" if unread else ""
+        raise InputError(
+            f"{pairs} pairs need {2 * pairs} pictures, there are {len(samples.names)}{unreadable}: give --pairs"
+        )
+    return samples.fingerprint, found, unread
 
 
 def attacked(
@@ -108,29 +131,30 @@ def attacked(
     identity: Mapping[str, Any],
     label: str,
     explainer: Method,
-    pairs: Sequence[tuple[str, Tensor, Tensor]],
+    pairs: Sequence[Couple],
     preset: str,
     n_steps: int,
 ) -> list[Summary]:
     """One method on all pairs, in a journal; the statistics of each column."""
+    names = [pair.name for pair in pairs]
     with Journal(folder, identity, COLUMNS) as journal:
-        for name, x, other in pairs:
-            if name in journal.done:
+        journal.unchanged(names, {pair.name: pair.content for pair in pairs}.__getitem__)
+        for pair in pairs:
+            if pair.name in journal.done:
                 continue
             start = time.perf_counter()
             half = (0.5, 0.5, 0.5)
             front = Preprocessing(mean=half, std=half)
-            found = manipulate(explainer, x, other, preprocessing=front, preset=preset, n_steps=n_steps)
+            found = manipulate(explainer, pair.x, pair.other, preprocessing=front, preset=preset, n_steps=n_steps)
             taken = time.perf_counter() - start
             figures = row(found, under_noise(explainer, found), taken / int(found.steps.max()))
             best = int(found.prediction.top1)
-            about = {"sample": name, "method": label, "target": best, "predicted": best, "data": tensor_hash(x)[:16]}
+            about = {"sample": pair.name, "method": label, "target": best, "predicted": best, "data": pair.content}
             cost = {"seconds": taken, "forwards": np.nan, "backwards": np.nan}
             journal.append([{**about, "score": float(found.prediction.before[0, best]), **figures, **cost}])
-        journal.merge([name for name, *_ in pairs])
+        journal.merge(names)
     table, _ = read_rows(folder)
-    wanted = {name for name, *_ in pairs}
-    rows = [one for one in table.to_pylist() if one["sample"] in wanted]
+    rows = [one for one in table.to_pylist() if one["sample"] in set(names)]
     return summaries(np.array([[one[column] for column in COLUMNS] for one in rows], dtype=float))
 
 

@@ -6,18 +6,21 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from backlight.benchmarks.protocols import PICTURES, TIMING_ROWS, TIMING_SIZES, Row
+from backlight.benchmarks.protocols import TIMING_ROWS, TIMING_SIZES, Row
 from backlight.benchmarks.published import published
 from backlight.benchmarks.report import NONE, Report, Table
 from backlight.benchmarks.study import Options, as_method
-from backlight.benchmarks.subjects import DATA, Subject, pictures
-from backlight.errors import BacklightError
-from backlight.evaluation.identity import model_hash, versions
+from backlight.benchmarks.subjects import DATA, Subject, data_folder
+from backlight.data.labelled import LabelledFolder
+from backlight.errors import BacklightError, ImageError, InputError
+from backlight.evaluation.identity import model_hash, plain, tensor_hash, versions
 
 BASE = "Gradient"
 
@@ -47,8 +50,10 @@ def timing(
     batch, repeats = batch or sizes[0], repeats or sizes[1]
     times: dict[str, dict[str, Timed]] = {}
     left_out: dict[str, dict[str, str]] = {}
+    about: dict[str, dict[str, Any]] = {}
     for subject in subjects:
-        x = _batch(subject, options, batch)
+        x, data = _batch(subject, options, batch)
+        about[subject.name] = _about(subject, rows, options, data)
         times[subject.name], left_out[subject.name] = {}, {}
         for label, row in rows.items():
             told(f"{subject.name}: {label}")
@@ -56,8 +61,7 @@ def timing(
                 times[subject.name][label] = timed(row, subject, x, repeats, options.batch_size)
             except (BacklightError, RuntimeError) as error:
                 left_out[subject.name][label] = " ".join(str(error).split())
-    hashes = {one.name: model_hash(one.model) for one in subjects}
-    found = _report(times, left_out, rows, batch, repeats, hashes, subjects[0].device)
+    found = _report(times, left_out, rows, batch, repeats, about, subjects[0].device)
     found.write(options.out)
     return found
 
@@ -82,14 +86,35 @@ def _wait(x: Tensor) -> None:
         torch.cuda.synchronize(x.device)
 
 
-def _batch(subject: Subject, options: Options, batch: int) -> Tensor:
+def _batch(subject: Subject, options: Options, batch: int) -> tuple[Tensor, dict[str, str]]:
+    """Pictures that can be read, again from the first where there are too few, and by name the hash of each."""
     if options.data is None and not DATA.is_dir():
         x = torch.rand(batch, 3, subject.size, subject.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    else:
-        samples = pictures(options.data, subject, PICTURES, batch)
-        x = torch.stack([samples.load(name).inputs for name in samples.names])
-        x = x[torch.arange(batch) % len(x)]
-    return x.to(subject.device)
+        return x.to(subject.device), {"noise": tensor_hash(x)}
+    folder = data_folder(options.data)
+    samples = LabelledFolder(folder, subject.classes, subject.preprocessing, labelled=False)
+    found: dict[str, Tensor] = {}
+    for name in samples.names:
+        with suppress(ImageError):
+            found[name] = samples.load(name).inputs
+        if len(found) == batch:
+            break
+    if not found:
+        raise InputError(f"none of the pictures in {str(folder)!r} can be read")
+    x = torch.stack(list(found.values()))[torch.arange(batch) % len(found)]
+    return x.to(subject.device), {name: samples.content(name) for name in found}
+
+
+def _about(subject: Subject, rows: Mapping[str, Row], options: Options, data: Mapping[str, str]) -> dict[str, Any]:
+    """What decides a network's numbers."""
+    return {
+        "parameters": model_hash(subject.model),
+        "size": subject.size,
+        "device": str(subject.device),
+        "batch_size": options.batch_size,
+        "methods": {label: plain({"method": row.method, **row.settings}) for label, row in rows.items()},
+        "data": dict(data),
+    }
 
 
 def machine(device: torch.device) -> str:
@@ -105,7 +130,7 @@ def _report(
     rows: Mapping[str, Row],
     batch: int,
     repeats: int,
-    hashes: Mapping[str, str],
+    about: Mapping[str, Mapping[str, Any]],
     device: torch.device,
 ) -> Report:
     theirs: dict[str, dict[str, float]] = {}
@@ -141,5 +166,5 @@ def _report(
         f"Seconds of one explanation of a batch, and their ratio to the gradient's. The paper's: batch 20 on an A100. "
         f"Ours: {machine(device)}.",
     ]
-    run = {"benchmark": "timing", "batch": batch, "repeats": repeats, "versions": versions(), "models": dict(hashes)}
+    run = {"benchmark": "timing", "batch": batch, "repeats": repeats, "versions": versions(), "networks": dict(about)}
     return Report("Semantic Pullbacks, Table 3: seconds of explanations", above, tables, records, run)

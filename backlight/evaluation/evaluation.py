@@ -37,8 +37,9 @@ class Skipped:
 class Evaluation:
     """Rows by column, one for each sample and explanation, and what is derived from them.
 
-    `rows`: sample, method, target, predicted, score (the target's output), data (a hash of what the sample was made of), a column
-    for each metric, and what one explanation cost: seconds, forwards, backwards. `run`: what `run.json` says.
+    `rows`: sample, method, target, predicted, score (the target's output), data (a hash of what the sample was made
+    of), a column for each metric, and what one explanation cost: seconds, forwards, backwards. `run`: what `run.json`
+    says.
     """
 
     run: Mapping[str, Any]

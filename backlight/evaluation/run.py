@@ -65,8 +65,8 @@ def evaluate(
     """Every metric of every explanation at every sample, written to the folder `out` as it goes.
 
     The folder is a journal: after a kill, the same call goes on where it stopped. A sample that cannot be read is
-    skipped, listed, and tried again by the next call, and one that has changed since it was done is an error; a method or metric that fails at a sample gives NaN there, and
-    its reason is kept.
+    skipped, listed, and tried again by the next call; one that has changed since it was done is an error. A method or
+    metric that fails at a sample gives NaN there, and its reason is kept.
 
     Args:
         model: gives logits `[N, K]`; takes what `samples` load, on the device of its parameters.
@@ -122,7 +122,7 @@ def identity_of(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What decides the numbers of the evaluation that `evaluate` makes of the same arguments, as `run.json` holds it."""
+    """What decides the numbers that `evaluate` finds with the same arguments, as `run.json` holds it."""
     return {
         "backlight": versions()["backlight"],
         "model": {"class": type(model).__name__, "parameters": model_hash(model)},

@@ -14,7 +14,7 @@ from backlight.benchmarks import activations as room
 from backlight.benchmarks import subjects
 from backlight.benchmarks.activations import activations, cifar_file
 from backlight.benchmarks.cifar import Cifar, CifarResNet, Training, accuracy, kept, trained, varied
-from backlight.benchmarks.manipulation import COLUMNS, manipulation
+from backlight.benchmarks.manipulation import COLUMNS, couples, manipulation
 from backlight.benchmarks.protocols import MANIPULATION_ROWS, TIMING_ROWS
 from backlight.benchmarks.study import Options
 from backlight.benchmarks.timing import timing
@@ -120,6 +120,49 @@ def test_timing_counts_passes_and_takes_ratios(data: Path, tmp_path: Path) -> No
     assert lines["FusionGrad"][3] == "100 / 100"  # the protocol's own settings
     assert lines["SoftPullback"][4] == "0.097 (1.5)"
     assert (tmp_path / "table.tex").exists()
+    about = json.loads((tmp_path / "run.json").read_text())["networks"]["tiny0"]
+    assert about["methods"]["FusionGrad"]["n_weights"] == 10
+    assert len(about["parameters"]) == 64
+    assert len(about["data"]) == 2  # pictures by name
+
+
+def broken(folder: Path, name: str) -> Path:
+    """A folder of six pictures without labels, of which one is cut short."""
+    photographs(folder, 6)
+    (folder / "labels.csv").unlink()
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:50])
+    return folder
+
+
+def test_timing_takes_pictures_that_can_be_read_and_asks_for_no_labels(tmp_path: Path) -> None:
+    rows = {"Gradient": TIMING_ROWS["Gradient"]}
+    folder = broken(tmp_path / "data", "3.png")
+    timing([subject()], Options(tmp_path / "out", data=folder), batch=7, repeats=1, rows=rows)
+    data = json.loads((tmp_path / "out" / "run.json").read_text())["networks"]["tiny0"]["data"]
+    assert set(data) == {f"{place}.png" for place in (0, 1, 2, 4, 5)}
+    for path in folder.iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(InputError, match="none of the pictures"):
+        timing([subject()], Options(tmp_path / "out", data=folder), batch=2, repeats=1, rows=rows)
+
+
+def test_manipulation_leaves_out_the_pair_of_a_broken_picture(tmp_path: Path) -> None:
+    rows = {"Saliency": MANIPULATION_ROWS["Saliency"]}
+    chosen = {"size": SIZE, "n_steps": 1, "rows": rows, "pairs": 2}
+    names = [one.name for one in couples(photographs(tmp_path / "whole", 6), subject(), 3, SIZE)[1]]
+    folder = broken(tmp_path / "data", names[1].split(" to ")[1])
+    options = Options(tmp_path / "out", data=folder, quick=True)
+    found = manipulation([subject()], options, **chosen)
+    assert any(f"Left out: the pair {names[1]}: cannot read" in text for text in found.above)
+    with pytest.raises(InputError, match=r"3 pairs need 6 pictures, there are 6, 1 pairs cannot be read"):
+        manipulation([subject()], options, **{**chosen, "pairs": 3})
+    whole = tmp_path / "whole" / names[1].split(" to ")[1]
+    (folder / whole.name).write_bytes(whole.read_bytes())  # repaired: every picture keeps its partner
+    assert manipulation([subject()], options, **{**chosen, "pairs": 3}).records[0]["n"] == 3
+    (folder / names[0].split(" to ")[0]).write_bytes(whole.read_bytes())
+    with pytest.raises(InputError, match=f"changed since: '{names[0]}'"):
+        manipulation([subject()], options, **chosen)
 
 
 def test_manipulation_resumes_pair_by_pair(data: Path, tmp_path: Path) -> None:
