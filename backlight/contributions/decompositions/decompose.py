@@ -1,0 +1,272 @@
+"""From rows of a store to a folder with modes and loadings: resumable, and in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from backlight.contributions.decompositions import decomposition as by_name
+from backlight.contributions.decompositions.decomposed import (
+    FITTED,
+    HELD_OUT,
+    LOADINGS,
+    REPORT,
+    RUN,
+    STATISTICS,
+    Decomposed,
+    open_decomposed,
+)
+from backlight.contributions.decompositions.decomposition import (
+    CONFIG,
+    Decomposition,
+    Progress,
+    plain_settings,
+)
+from backlight.contributions.decompositions.folder import (
+    make_folder,
+    read_json,
+    write_json,
+    write_tensors,
+)
+from backlight.contributions.decompositions.scaling import Scaled, global_std
+from backlight.contributions.decompositions.scores import Scores
+from backlight.errors import InputError
+from backlight.evaluation.identity import differences, names_hash, plain, versions
+from backlight.evaluation.journal import whole
+from backlight.store.record import locked
+from backlight.store.rows import Chosen, Rows, pieces
+
+if TYPE_CHECKING:
+    from backlight.store.store import Store
+
+LOCK, WORK = ".lock", "work"
+
+
+def decompose(
+    store: Store | Rows,
+    site: str,
+    method: str | Decomposition = "ThresholdSAE",
+    out: str | os.PathLike[str] = "out",
+    *,
+    quantity: str = "contributions",
+    sign: str = "positive",
+    modes: int | str | None = None,
+    held_out: float = 0.2,
+    seed: int = 0,
+    labels: np.ndarray | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Decomposed:
+    """Fit modes to a site's rows, and write them with the loadings of every row.
+
+    Rows are divided by the standard deviation of all entries of those that are fitted, without centring (the paper's).
+    A run that was stopped, also by a kill, goes on from its last checkpoint; on a CPU the result is that of one that
+    was not, bit for bit. A folder that is finished is read.
+
+    Args:
+        store: a `Store`, or rows `[n, C]`; then `site`, `quantity` and `sign` are names that are recorded.
+        method: a name of `DECOMPOSITIONS`, with a preset as in "ThresholdSAE:reference", or one with its settings.
+        out: the folder, of this one decomposition.
+        modes: their number, or a multiple of the channels, "3x"; None is the method's.
+        held_out: the share of rows, drawn by `seed`, that are scored and not fitted; 0 is none.
+        labels: of the rows, where the method needs them; None is the store's.
+        progress: called after each pass.
+        settings: of the method.
+
+    Raises:
+        InputError: settings or rows that do not fit; a folder with other settings, or in use by another process.
+        UnknownNameError: an unknown method, preset, setting, site, quantity or sign.
+    """
+    one = chosen(method, modes, seed, settings)
+    whole_rows = store if isinstance(store, Rows) else store.rows(site, quantity, sign)
+    identity = {
+        "site": site,
+        "quantity": quantity,
+        "sign": sign,
+        "method": type(one).__name__,
+        "settings": plain_settings(one),
+        "held_out": float(held_out),
+        "seed": seed,
+        "data": _data(store),
+    }
+    if "labels" in one.needs:
+        labels = _labels(store, labels, whole_rows.shape[0])
+        identity["labels"] = hashlib.sha256(labels.tobytes()).hexdigest()
+    place = make_folder(Path(out))
+    with _alone(place):
+        _begin(place, identity, None if isinstance(store, Rows) else store.folder)
+        if not (place / REPORT).exists():
+            _Run(one, whole_rows, labels, place, held_out, seed, torch.device(device), progress).run()
+    found = open_decomposed(place)
+    found._store = None if isinstance(store, Rows) else store
+    return found
+
+
+def chosen(method: str | Decomposition, modes: int | str | None, seed: int, settings: dict[str, Any]) -> Decomposition:
+    """The decomposition by its name and settings. Raises `UnknownNameError` for a name or setting that is unknown."""
+    from backlight.errors import UnknownNameError
+
+    if isinstance(method, Decomposition):
+        if settings or modes is not None:
+            raise InputError(f"settings of {type(method).__name__} are given twice: with it, and beside it")
+        return type(method)(**method.settings())
+    name, _, preset = method.partition(":")
+    cls = by_name(name)
+    known = cls().settings()
+    for given in settings:
+        if given not in known:
+            raise UnknownNameError(f"setting of {cls.__name__}", given, known)
+    own = {"seed": seed, **({} if modes is None else {"n_modes": modes}), **settings}
+    return cls.preset(preset, **own) if preset else cls(**own)
+
+
+def split_rows(n: int, share: float, seed: int) -> np.ndarray:
+    """Which of n rows are held out, drawn by the seed: `[n]`, true for `share` of them, rounded; at least one is not.
+
+    Raises:
+        InputError: a share that is not in [0, 1), or leaves no row to hold out or none to fit.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"the share of rows that are held out lies in [0, 1), got {share}")
+    count = round(share * n)
+    if share and not 0 < count < n:
+        raise InputError(f"{share} of {n} rows is {count}: there is nothing to hold out, or nothing to fit")
+    flags = np.zeros(n, dtype=bool)
+    flags[np.random.default_rng((seed, 7)).permutation(n)[:count]] = True
+    return flags
+
+
+@dataclass
+class _Run:
+    """One decomposition on its way."""
+
+    one: Decomposition
+    rows: Rows
+    labels: np.ndarray | None
+    place: Path
+    share: float
+    seed: int
+    device: torch.device
+    progress: Progress | None
+
+    def run(self) -> None:
+        """Split, scale, fit, then encode every row; `report.json` comes last."""
+        flags = split_rows(self.rows.shape[0], self.share, self.seed)
+        fitted, held_out = np.flatnonzero(~flags), np.flatnonzero(flags)
+        training = Chosen(self.rows, fitted) if len(held_out) else self.rows
+        scale = global_std(training)
+        self._fit(
+            Scaled(training, scale),
+            Scaled(Chosen(self.rows, held_out), scale) if len(held_out) else None,
+            None if self.labels is None else self.labels[fitted],
+        )
+        scores = self._encode(Scaled(self.rows, scale), flags)
+        with whole(self.place / HELD_OUT) as partial, partial.open("wb") as file:
+            np.save(file, flags)
+        self._report(scale, scores)
+        for path in (self.place / WORK).glob("*"):
+            path.unlink()
+        (self.place / WORK).rmdir()
+
+    def _fit(self, rows: Rows, held_out: Rows | None, labels: np.ndarray | None) -> None:
+        """Fit, or read what was fitted before the run was stopped."""
+        folder, work = self.place / FITTED, make_folder(self.place / WORK)
+        if (folder / CONFIG).exists():
+            self.one = Decomposition.load(folder)
+            return
+        self.one.fit(rows, held_out=held_out, labels=labels, folder=work, progress=self.progress, device=self.device)
+        self.one.save(folder)
+
+    def _encode(self, rows: Rows, flags: np.ndarray) -> dict[str, Scores]:
+        """Write the loadings of all rows; the scores of those that were fitted and of those that were held out."""
+        self.one.to(self.device)
+        modes, n = self.one.modes, rows.shape[0]
+        parts = {"fitted": Scores(), "held_out": Scores()}
+        with whole(self.place / LOADINGS) as partial:
+            array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(n, len(modes)))
+            for start, piece in pieces(rows):
+                x = piece.to(modes)
+                z = self.one.encode(x)
+                array[start : start + len(x)] = z.cpu().numpy()
+                decoded, mask = self.one.decode(z), torch.from_numpy(flags[start : start + len(x)]).to(x.device)
+                for scores, own in ((parts["fitted"], ~mask), (parts["held_out"], mask)):
+                    if own.any():
+                        scores.add(x[own], decoded[own], z[own], modes)
+            array.flush()
+            del array
+        self.one.to("cpu")
+        return {name: scores for name, scores in parts.items() if scores.rows}
+
+    def _report(self, scale: float, scores: dict[str, Scores]) -> None:
+        alive = torch.stack([found.alive for found in scores.values()]).any(0)
+        told = scores.get("held_out", scores["fitted"])
+        statistics = {"alive": alive, "frequency": told.frequency, "explained": told.explained}
+        write_tensors(self.place / STATISTICS, statistics)
+        report = {
+            "rows": self.rows.shape[0],
+            "channels": self.rows.shape[1],
+            "scale": scale,
+            "modes": len(alive),
+            "alive": int(alive.sum()),
+            "dead_share": 1 - float(alive.float().mean()),
+            "fitted": scores["fitted"].record(),
+            "held_out": scores["held_out"].record() if "held_out" in scores else None,
+            "last_epoch": asdict(self.one.history[-1]) if self.one.history else None,
+            "versions": versions(),
+        }
+        write_json(self.place / REPORT, report)
+
+
+def _begin(place: Path, identity: dict[str, Any], store: Path | None) -> None:
+    """Write `run.json`, or compare it. Raises `InputError` where the folder is of another decomposition."""
+    identity = plain(identity)
+    if (place / RUN).exists():
+        found = differences(read_json(place / RUN).get("identity"), identity)
+        if found:
+            raise InputError(
+                f"{str(place)!r} holds a decomposition of other settings: {'; '.join(found[:6])}"
+                f"{' and more' * (len(found) > 6)}. Give another folder, or the same settings"
+            )
+    elif any(path.name != LOCK for path in place.iterdir()):
+        raise InputError(f"{str(place)!r} holds other files: give an empty folder, or one that does not exist")
+    write_json(place / RUN, {"identity": identity, "store": None if store is None else str(store.absolute())})
+
+
+def _data(store: Store | Rows) -> dict[str, Any]:
+    """What decides the rows: the store's identity and names, or the rows' entries."""
+    if not isinstance(store, Rows):
+        return {"store": plain(store.identity), "names": names_hash(store.names)}
+    entries = hashlib.sha256(str(store.shape).encode())
+    for _, piece in pieces(store):
+        entries.update(piece.contiguous().numpy().tobytes())
+    return {"rows": list(store.shape), "entries": entries.hexdigest()}
+
+
+def _labels(store: Store | Rows, labels: np.ndarray | None, n: int) -> np.ndarray:
+    if labels is None and not isinstance(store, Rows):
+        labels = store.column("label")
+    if labels is None:
+        raise InputError("this decomposition needs labels: give labels=, one a row")
+    found = np.asarray(labels, dtype=np.int64)
+    if found.shape != (n,):
+        raise InputError(f"expected a label for each of {n} rows, got {list(found.shape)}")
+    return found
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Raise `InputError` where another process works in the folder."""
+    try:
+        with locked(place / LOCK):
+            yield
+    except BlockingIOError:
+        raise InputError(f"another process works in {str(place)!r}") from None
