@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from backlight.benchmarks.cifar import ACTIVATIONS as KINDS
 from backlight.benchmarks.cifar import Cifar, Training, accuracy, kept
 from backlight.benchmarks.protocols import ACTIVATIONS
 from backlight.benchmarks.published import published
@@ -17,6 +16,7 @@ from backlight.benchmarks.study import Options, study
 from backlight.benchmarks.subjects import DATA, Subject
 from backlight.errors import InputError
 from backlight.evaluation import TensorSamples
+from backlight.models.cifar_models import ACTIVATIONS as KINDS
 
 FILE = DATA.parent / "cifar10.npz"
 QUICK = {"depth": 8, "epochs": 6}

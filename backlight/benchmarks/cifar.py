@@ -1,4 +1,4 @@
-"""Small networks on pictures of 32 pixels: residual networks of any activation, and their training."""
+"""Pictures of 32 pixels, and the training of small residual networks of any activation on them."""
 
 from __future__ import annotations
 
@@ -16,56 +16,8 @@ from torch.nn import functional as F
 from backlight.errors import InputError
 from backlight.evaluation.identity import tensor_hash
 from backlight.models.checkpoints import load_strictly, read_state_dict
+from backlight.models.cifar_models import CifarResNet
 from backlight.shapes import Float, Int, UInt8
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "ReLU": F.relu,
-    "ELU": F.elu,
-    "LeakyReLU": F.leaky_relu,
-    "Swish": F.silu,
-    "GELU": F.gelu,
-    "Tanh": torch.tanh,
-}
-
-
-class Block(nn.Module):
-    """Two convolutions and a shortcut without weights: every second pixel, new channels zero (He et al. 2016)."""
-
-    def __init__(self, width_in: int, width: int, stride: int, activation: Callable[[Tensor], Tensor] = F.relu) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.stride, self.grown, self.activation = stride, width - width_in, activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.activation(self.bn1(self.conv1(x)))))
-        side = x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x
-        side = F.pad(side, (0, 0, 0, 0, self.grown // 2, self.grown // 2)) if self.grown else side
-        return self.activation(y + side)
-
-
-class CifarResNet(nn.Module):
-    """Three stages of `width`, twice and four times as many channels; (depth - 2) / 6 blocks each."""
-
-    def __init__(self, depth: int, activation: str = "ReLU", width: int = 16, classes: int = 10) -> None:
-        super().__init__()
-        self.activation = ACTIVATIONS[activation]
-        self.conv1, self.bn1 = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
-        before, stages = width, []
-        for number, out in enumerate((width, 2 * width, 4 * width)):
-            blocks = []
-            for place in range((depth - 2) // 6):
-                blocks.append(Block(before, out, 2 if number and not place else 1, self.activation))
-                before = out
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3 = stages
-        self.linear = nn.Linear(4 * width, classes)
-
-    def forward(self, x: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N K"]:
-        x = self.layer3(self.layer2(self.layer1(self.activation(self.bn1(self.conv1(x))))))
-        return self.linear(x.mean((2, 3)))
 
 
 @dataclass(frozen=True)

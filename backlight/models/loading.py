@@ -13,7 +13,7 @@ from torch import nn
 from backlight.data.classes import ClassNames
 from backlight.data.images import Preprocessing
 from backlight.errors import MissingExtraError, ModelError, UnknownNameError
-from backlight.models import embedded, huggingface_models, timm_models, torchvision_models
+from backlight.models import cifar_models, embedded, huggingface_models, timm_models, torchvision_models
 from backlight.models.checkpoints import Weights, load_strictly, read_state_dict
 from backlight.models.layers import layer_names
 from backlight.models.loaded import LoadedModel, Request
@@ -21,6 +21,7 @@ from backlight.models.loaded import LoadedModel, Request
 # In the order in which a name without a prefix is looked for.
 FAMILIES: dict[str, ModuleType] = {
     "embedded": embedded,
+    "cifar": cifar_models,
     "timm": timm_models,
     "torchvision": torchvision_models,
     "hf": huggingface_models,
@@ -74,7 +75,13 @@ def available_models() -> dict[str, list[str]]:
 
     Hugging Face's are the architectures ("hf:vit"), which have no weights of their own; the hub has thousands that do.
     """
-    listed = {"embedded": embedded.names(), "torchvision": [], "timm": [], "huggingface": []}
+    listed = {
+        "embedded": embedded.names(),
+        "cifar": cifar_models.names(),
+        "torchvision": [],
+        "timm": [],
+        "huggingface": [],
+    }
     for key, module in (
         ("torchvision", torchvision_models),
         ("timm", timm_models),
@@ -116,7 +123,9 @@ def _resolve(name: str, family: str | None) -> tuple[str, str]:
 
 def available_names() -> list[str]:
     """The names without a prefix that `load` takes, each once."""
-    return list(dict.fromkeys([*embedded.names(), *timm_models.names(), *torchvision_models.names()]))
+    return list(
+        dict.fromkeys([*embedded.names(), *cifar_models.names(), *timm_models.names(), *torchvision_models.names()])
+    )
 
 
 def _module(model: nn.Module, request: Request) -> LoadedModel:
