@@ -32,7 +32,8 @@ def default_sites(model: nn.Module, kind: str = "blocks") -> tuple[str, ...]:
     - `attention`: inputs of each attention's output projection: its heads, side by side.
 
     A block is the outermost module with at least two layers with weights that is no list of such modules, where its
-    class occurs again, or it stands in a list with those. It goes by the structure alone: the model is not run.
+    class occurs again, or it stands in a list with those; where no class occurs again, any that stands in a list. It
+    goes by the structure alone: the model is not run.
 
     Raises:
         UnknownNameError: another kind.
@@ -43,7 +44,7 @@ def default_sites(model: nn.Module, kind: str = "blocks") -> tuple[str, ...]:
     modules = dict(model.named_modules())
     blocks = _blocks(model)
     if kind == "blocks":
-        found = tuple(blocks) or tuple(name for name, module in modules.items() if _is_activation(module))
+        found = tuple(blocks or [name for name, module in modules.items() if _is_activation(module)])
         if not found:
             raise SiteError(
                 f"{type(model).__name__} has neither repeated blocks nor activations that are modules: name the sites "
@@ -68,6 +69,7 @@ def _blocks(model: nn.Module) -> list[str]:
     found = {name: module for name, module in _outermost(model, "", stages | {type(model)}) if not _ASIDE.match(name)}
     counts = Counter(type(module) for module in found.values())
     repeated = [name for name, module in found.items() if counts[type(module)] > 1]
+    repeated = repeated or [name for name in found if _list(model, name)]
     if not repeated:
         return []
     lists = {_list(model, name) for name in repeated} - {""}
