@@ -90,7 +90,7 @@ def manipulation(
 
 @dataclass(frozen=True)
 class Couple:
-    """The picture that is changed and the one whose map is aimed at, `[1, 3, size, size]`. `content`: a hash of both."""
+    """A picture to change and one whose map is aimed at, `[1, 3, size, size]`. `content`: a hash of both."""
 
     name: str
     content: str

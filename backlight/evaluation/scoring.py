@@ -23,8 +23,7 @@ from backlight.metrics.maps import stacked
 from backlight.metrics.metric import Metric
 
 EXPLANATION = ""  # in place of a metric's name, where there is no map
-_ONES_OWN = (BacklightError, RuntimeError)  # a sample's; the next one may do (RuntimeError: no memory)
-_EVERYONES = (UnknownNameError, MissingExtraError)  # settings and packages that no sample can do with
+_EVERYONES = (UnknownNameError, MissingExtraError, MemoryError)  # what no sample can do with; others may be its own
 Row = dict[str, Any]
 
 
@@ -156,13 +155,16 @@ class _Group:
         every = range(len(self.samples))
         try:
             maps = dict(enumerate(self._maps(name, every)))
-        except _ONES_OWN as error:
-            _raise_everyones(error)
+        except _EVERYONES:
+            raise
+        except Exception:  # a function of the user's raises what it likes
             before, start, maps = _passes(explainer), time.perf_counter(), {}
             for row in every:
                 try:
                     maps[row] = self._maps(name, [row])[0]
-                except _ONES_OWN as own:
+                except _EVERYONES:
+                    raise
+                except Exception as own:
                     self._failed(row, name, EXPLANATION, own)
         passes = [(after - start) / len(every) for after, start in zip(_passes(explainer), before, strict=True)]
         return _Explained(maps, (time.perf_counter() - start) / len(every), *passes)
@@ -184,8 +186,10 @@ class _Group:
         if case is not None:
             try:
                 return _checked(metric(case), found.shape)
-            except _ONES_OWN as error:
-                _raise_everyones(error)
+            except _EVERYONES:
+                raise
+            except Exception:  # below, where it is found out whose it is
+                pass
         for row in range(len(self.samples)):
             there = {name: one for name, one in explained.items() if row in one.maps}
             self._score_row(label, row, there, found, names)
@@ -200,15 +204,16 @@ class _Group:
         try:
             scores = self.scoring.metrics[label](self._case([row], there))
             found[places, row] = _checked(scores, (len(there), 1))[:, 0]
-        except _ONES_OWN as error:
-            _raise_everyones(error)
+        except _EVERYONES:
+            raise
+        except Exception as error:
             if len(there) == 1:
                 self._failed(row, next(iter(there)), label, error)
                 return
             for name, one in there.items():
                 self._score_row(label, row, {name: one}, found, names)
 
-    def _failed(self, row: int, name: str, label: str, error: BaseException) -> None:
+    def _failed(self, row: int, name: str, label: str, error: Exception) -> None:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         self.failures.append(Failure(self.samples[row].name, name, label, reason))
 
@@ -218,11 +223,6 @@ def _checked(scores: Tensor, shape: tuple[int, ...]) -> np.ndarray:
     if values.shape != shape:
         raise BacklightError(f"a metric gave scores of shape {list(values.shape)}, expected {list(shape)}")
     return values
-
-
-def _raise_everyones(error: BaseException) -> None:
-    if isinstance(error, _EVERYONES):
-        raise error
 
 
 def _passes(explainer: Explainer) -> tuple[float, float]:

@@ -151,6 +151,35 @@ def test_a_metric_that_fails_at_a_sample_fails_there_alone(tmp_path: Path) -> No
     assert not np.isnan(found.values("Infidelity")).any()
 
 
+@pytest.mark.parametrize("error", [KeyError("class"), AssertionError(), ZeroDivisionError("by 0"), StopIteration()])
+def test_whatever_a_users_function_raises_is_its_failure_at_that_sample(tmp_path: Path, error: Exception) -> None:
+    def moody(inputs: torch.Tensor, target: Any) -> torch.Tensor:
+        if any(torch.equal(x, pictures()[2]) for x in inputs):
+            raise error
+        return inputs
+
+    class Moody(Probe):
+        def __call__(self, case: Case) -> torch.Tensor:
+            if any(torch.equal(x, pictures()[4]) for x in case.inputs):
+                raise error
+            return super().__call__(case)
+
+    found = run(tmp_path, explainers={"moody": moody}, metrics={"m": Moody()}, controls=False, negatives=False)
+    text = f"{type(error).__name__}: {error}".rstrip()
+    told = [(one.sample, one.metric, one.reason.rstrip()) for one in found.failures]
+    assert told == [("2", "", text), ("4", "m", text)]
+    assert list(np.isnan(found.values("m")[0])) == [place in (2, 4) for place in range(7)]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_what_ends_a_program_ends_the_run(tmp_path: Path, error: type[BaseException]) -> None:
+    def ends(inputs: torch.Tensor, target: Any) -> torch.Tensor:
+        raise error
+
+    with pytest.raises(error):
+        run(tmp_path, explainers={"ends": ends})
+
+
 def test_a_setting_that_names_nothing_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="scaling"):
         run(tmp_path, metrics={"Infidelity": Infidelity(scaling="optimum")})
