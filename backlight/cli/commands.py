@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from backlight import __version__
 from backlight.cli import console
 from backlight.cli.benchmarking import benchmark
+from backlight.cli.contribution_statistics import statistics
 from backlight.cli.options import (
     Classes,
     Device,
@@ -305,6 +306,7 @@ def evaluate(
 
 
 app.add_typer(benchmark)
+app.command()(statistics)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from backlight.contributions.algorithms import (
     as_algorithm,
 )
 from backlight.contributions.contribution import Contributions, contribute
+from backlight.contributions.layer_statistics import StoreStatistics, store_statistics
 from backlight.contributions.reduction import Layout, Signed, layout_of, reduce
 from backlight.contributions.sites import default_sites
 
@@ -25,9 +26,11 @@ __all__ = [
     "Layout",
     "Signed",
     "SmoothGrad",
+    "StoreStatistics",
     "as_algorithm",
     "contribute",
     "default_sites",
     "layout_of",
     "reduce",
+    "store_statistics",
 ]
