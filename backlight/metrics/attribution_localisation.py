@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from backlight.errors import UnknownNameError
+from backlight.metrics.allowed import Check, one_of
 from backlight.metrics.case import Case
 from backlight.metrics.masks import boxed
 from backlight.metrics.metric import Metric
-from backlight.metrics.relevance import of_each_method, part_of
+from backlight.metrics.relevance import PARTS, UNITS, of_each_method, part_of
 from backlight.shapes import Bool, Float
 
 REGIONS = ("mask", "box")
@@ -80,6 +81,11 @@ class AttributionLocalisation(Metric):
         "kohlbrenner": {"region": "box"},
         "weighted": {"region": "box", "weighted": True},
         "quantus": {"part": "absolute"},
+    }
+    allowed: ClassVar[dict[str, Check]] = {
+        "part": one_of(PARTS, "part of a map"),
+        "region": one_of(REGIONS),
+        "unit": one_of(UNITS),
     }
 
     part: str = "positive"

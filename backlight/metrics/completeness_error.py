@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from backlight.engine.paths import baseline_like
 from backlight.errors import UnknownNameError
+from backlight.metrics.allowed import NOT_NEGATIVE, Check, one_of
 from backlight.metrics.case import Case
 from backlight.metrics.correlation import precise
 from backlight.metrics.maps import stacked
@@ -91,6 +92,10 @@ class CompletenessError(Metric):
         "gradients": {"times_input": True},
         "signed": {"error": "signed"},
         "quantus": {"baseline": "min", "error": "absolute"},
+    }
+    allowed: ClassVar[dict[str, Check]] = {
+        "error": one_of(ERRORS),
+        "stabiliser": NOT_NEGATIVE,
     }
 
     baseline: Any = "zero"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backlight.errors import InputError
+from backlight.metrics.allowed import COUNT, Check
 from backlight.metrics.case import Case
 from backlight.metrics.correlation import precise
 from backlight.metrics.explainers import as_explainer, decided, explained
@@ -80,6 +81,9 @@ class ComplexityRise(Metric):
     formula: ClassVar[str] = "(H(phi random) - H(phi)) / H(phi), H the entropy of the histogram"
     needs: ClassVar[tuple[str, ...]] = ("explainers",)
     presets: ClassVar[dict[str, dict[str, Any]]] = {"quantus": {}}
+    allowed: ClassVar[dict[str, Check]] = {
+        "bins": COUNT,
+    }
 
     bins: int = 100
     seed: int = 0

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from backlight.errors import InputError, UnknownNameError
+from backlight.metrics.allowed import COUNT, PAIR, POSITIVE, Check, one_of
 from backlight.metrics.case import Case
 from backlight.metrics.correlation import pearson, precise
 from backlight.metrics.draws import Seed, drawn, further
-from backlight.metrics.fills import Fill, filled
+from backlight.metrics.fills import FILLS, Fill, filled
 from backlight.metrics.maps import positions, region_sums, stacked
 from backlight.metrics.metric import Metric
 from backlight.metrics.patches import grid, pixels
@@ -150,6 +151,13 @@ class FaithfulnessCorrelation(Metric):
         "signed": {"absolute": False},
         "first-order": {"absolute": False, "difference": True},
         "quantus": {"unit": "feature", "subset": 224, "runs": 100, "fill": "min", "absolute": False},
+    }
+    allowed: ClassVar[dict[str, Check]] = {
+        "unit": one_of(UNITS),
+        "patch": POSITIVE,
+        "subset": COUNT,
+        "runs": PAIR,
+        "fill": one_of(FILLS, others=(int, float)),
     }
 
     unit: str = "patch"

@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from backlight.metrics.blocks import block_drops, map_blocks
+from backlight.metrics.allowed import COUNT_OR_NONE, PAIR, Check, one_of
+from backlight.metrics.blocks import UNITS, block_drops, map_blocks
 from backlight.metrics.case import Case
 from backlight.metrics.correlation import pearson
 from backlight.metrics.draws import Seed
-from backlight.metrics.fills import Fill, filled
+from backlight.metrics.fills import FILLS, Fill, filled
 from backlight.metrics.maps import stacked
 from backlight.metrics.metric import Metric
 from backlight.metrics.scorer import BATCH_SIZE, Scorer
@@ -72,6 +73,12 @@ class FaithfulnessEstimate(Metric):
         "pullbacks": {},
         "signed": {"absolute": False},
         "quantus": {"step": 1, "fill": "min", "absolute": False},
+    }
+    allowed: ClassVar[dict[str, Check]] = {
+        "blocks": PAIR,
+        "step": COUNT_OR_NONE,
+        "unit": one_of(UNITS),
+        "fill": one_of(FILLS, others=(int, float)),
     }
 
     blocks: int = 48

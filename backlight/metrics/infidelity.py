@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from backlight.errors import InputError, UnknownNameError
+from backlight.metrics.allowed import COUNT, POSITIVE, Check, each, one_of
 from backlight.metrics.case import Case
 from backlight.metrics.correlation import precise
 from backlight.metrics.draws import Seed, drawn, further
-from backlight.metrics.fills import Fill, filled
+from backlight.metrics.fills import FILLS, Fill, filled
 from backlight.metrics.maps import positions, region_sums, stacked
 from backlight.metrics.metric import Metric
 from backlight.metrics.patches import grid, pixels
@@ -179,6 +180,13 @@ class Infidelity(Metric):
         "text": {"cumulative": False, "repeats": 1, "squares": 50},
         "signed": {"scaling": "positive"},
         "quantus": {"patches": (4.0,), "repeats": 1, "fill": "min", "scaling": "none", "pooled": False},
+    }
+    allowed: ClassVar[dict[str, Check]] = {
+        "patches": each(POSITIVE),
+        "repeats": COUNT,
+        "squares": COUNT,
+        "fill": one_of(FILLS, others=(int, float)),
+        "scaling": one_of(SCALINGS),
     }
 
     patches: tuple[float, ...] = (1 / 2, 1 / 4)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from backlight.engine.targets import Probability
 from backlight.errors import InputError, ModelError, UnknownNameError
 from backlight.methods.token_layout import find_sites
+from backlight.metrics.allowed import COUNT_OR_NONE, POSITIVE, Check, one_of
 from backlight.metrics.blocks import Blocks, blocks_of_ranks, ordered_blocks, per_position
-from backlight.metrics.canvas import Canvas, canvas_of
+from backlight.metrics.canvas import CANVASES, Canvas, canvas_of
 from backlight.metrics.case import Case
 from backlight.metrics.correlation import precise
 from backlight.metrics.draws import Seed
@@ -217,6 +218,14 @@ class Deletion(Metric):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "patch": {},
         "petsiuk": {"unit": "pixel", "steps": 224, "probability": True},
+    }
+    allowed: ClassVar[dict[str, Check]] = {
+        "unit": one_of(UNITS),
+        "patch": POSITIVE,
+        "steps": COUNT_OR_NONE,
+        "canvas": one_of(CANVASES, others=(int, float, Tensor)),
+        "sigma": POSITIVE,
+        "normalise": one_of(NORMALISATIONS, "normalisation"),
     }
 
     unit: str = "patch"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backlight.errors import InputError
+from backlight.metrics.allowed import COUNT, POSITIVE, Check
 from backlight.metrics.case import Case
 from backlight.metrics.draws import Seed
 from backlight.metrics.metric import Metric
@@ -70,6 +71,10 @@ class MaxSensitivity(Metric):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "pullbacks": {},
         "quantus": {"draws": 200, "radius": 0.2},
+    }
+    allowed: ClassVar[dict[str, Check]] = {
+        "draws": COUNT,
+        "radius": POSITIVE,
     }
 
     draws: int = 10

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from backlight.errors import UnknownNameError
+from backlight.metrics.allowed import Check
 from backlight.metrics.case import Case
 from backlight.shapes import Float
 
@@ -20,7 +21,11 @@ class Metric:
 
     `source`: the paper. `formula`: what is computed. `higher_is_better`: the direction. `needs`: what a case must have
     besides maps: "explainers" where the method is run again, "masks" where the object is known, "classes" where the
-    target is a class index. `presets`: settings by the protocol they belong to; the defaults are the first.
+    target is a class index. `presets`: settings by the protocol they belong to; the defaults are the first. `allowed`:
+    what settings may be, by name; see `backlight.metrics.allowed`.
+
+    Raises:
+        InputError, UnknownNameError: a setting that no sample can do with.
     """
 
     source: ClassVar[str] = ""
@@ -28,6 +33,11 @@ class Metric:
     higher_is_better: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    allowed: ClassVar[Mapping[str, Check]] = {}
+
+    def __post_init__(self) -> None:
+        for name, check in self.allowed.items():
+            check(name, getattr(self, name))
 
     def __call__(self, case: Case) -> Float[Tensor, "M N"]:
         """The scores, in double precision on the CPU; NaN where the metric is not defined."""

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from backlight.engine.targets import Probability
 from backlight.errors import InputError, UnknownNameError
-from backlight.metrics.blocks import block_drops, map_blocks
+from backlight.metrics.allowed import COUNT, COUNT_OR_NONE, PAIR, Check, one_of
+from backlight.metrics.blocks import UNITS, block_drops, map_blocks
 from backlight.metrics.case import Case
 from backlight.metrics.correlation import spearman
 from backlight.metrics.draws import Seed
-from backlight.metrics.fills import Fill, filled
+from backlight.metrics.fills import FILLS, Fill, filled
 from backlight.metrics.maps import stacked
 from backlight.metrics.metric import Metric
 from backlight.metrics.scorer import BATCH_SIZE, Scorer
@@ -94,6 +95,14 @@ class MonotonicityCorrelation(Metric):
         "pullbacks": {},
         "signed": {"change": "drop", "absolute": False},
         "quantus": {"step": 1, "n_draws": 100, "low": 0.0, "probability": True},
+    }
+    allowed: ClassVar[dict[str, Check]] = {
+        "blocks": PAIR,
+        "step": COUNT_OR_NONE,
+        "unit": one_of(UNITS),
+        "n_draws": COUNT,
+        "fill": one_of(FILLS, others=(int, float)),
+        "change": one_of(CHANGES),
     }
 
     blocks: int = 48

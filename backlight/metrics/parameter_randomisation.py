@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from backlight.errors import NonFiniteError
+from backlight.metrics.allowed import COUNT_OR_NONE, Check, one_of
 from backlight.metrics.case import Case
 from backlight.metrics.explainers import Explainer, as_explainer, decided, explained
-from backlight.metrics.map_similarity import map_similarity
+from backlight.metrics.map_similarity import SIMILARITIES, map_similarity
 from backlight.metrics.maps import stacked
 from backlight.metrics.metric import Metric
-from backlight.metrics.random_weights import randomised_networks
+from backlight.metrics.random_weights import ORDERS, randomised_networks
 from backlight.metrics.scorer import BATCH_SIZE
 from backlight.shapes import Float
 
@@ -109,6 +110,11 @@ class ParameterRandomisation(Metric):
         "ssim": {"similarity": "ssim"},
         "independent": {"order": "independent"},
         "quantus": {},
+    }
+    allowed: ClassVar[dict[str, Check]] = {
+        "order": one_of(ORDERS),
+        "layers": COUNT_OR_NONE,
+        "similarity": one_of(SIMILARITIES),
     }
 
     order: str = "top-down"

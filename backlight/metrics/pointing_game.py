@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backlight.errors import InputError, UnknownNameError
+from backlight.metrics.allowed import NOT_NEGATIVE, Check, one_of
 from backlight.metrics.case import Case
 from backlight.metrics.masks import dilated
 from backlight.metrics.metric import Metric
@@ -63,6 +64,10 @@ class PointingGame(Metric):
     formula: ClassVar[str] = "1 if argmax sum_c phi_c lies within 15 px of the object's mask, else 0"
     needs: ClassVar[tuple[str, ...]] = ("masks",)
     presets: ClassVar[dict[str, dict[str, Any]]] = {"ierf": {}, "quantus": {"tolerance": 0.0, "ties": "any"}}
+    allowed: ClassVar[dict[str, Check]] = {
+        "tolerance": NOT_NEGATIVE,
+        "ties": one_of(TIES, "way with ties"),
+    }
 
     tolerance: float = 15.0
     ties: str = "share"

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from backlight.engine.targets import Logit, output_tensor
-from backlight.errors import InputError, TargetError, UnknownNameError
+from backlight.errors import InputError, TargetError
+from backlight.metrics.allowed import Check, one_of
 from backlight.metrics.case import Case
 from backlight.metrics.draws import Seed, generators
 from backlight.metrics.explainers import as_explainer, class_indices, decided, explained
-from backlight.metrics.map_similarity import map_similarity
+from backlight.metrics.map_similarity import SIMILARITIES, map_similarity
 from backlight.metrics.maps import stacked
 from backlight.metrics.metric import Metric
 from backlight.metrics.scorer import BATCH_SIZE
@@ -127,6 +128,10 @@ class RandomLogit(Metric):
         "quantus": {"similarity": "ssim"},
         "second": {"classes": "second"},
     }
+    allowed: ClassVar[dict[str, Check]] = {
+        "classes": one_of(CLASSES, "choice of classes"),
+        "similarity": one_of(SIMILARITIES),
+    }
 
     classes: str = "random"
     similarity: str = "pearson"
@@ -156,8 +161,6 @@ class RandomLogit(Metric):
             return random_classes(case.classes, case.class_count, case.seed)
         if self.classes == "all":
             return every_class(case.classes, case.class_count)
-        if self.classes != "second":
-            raise UnknownNameError("choice of classes", self.classes, CLASSES)
         with torch.no_grad():
             logits = [output_tensor(case.model(piece)) for piece in case.inputs.split(case.batch_size)]
         return second_class(case.classes, torch.cat(logits))

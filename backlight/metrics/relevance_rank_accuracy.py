@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backlight.errors import UnknownNameError
+from backlight.metrics.allowed import Check, one_of
 from backlight.metrics.case import Case
 from backlight.metrics.metric import Metric
 from backlight.metrics.relevance import PARTS, of_each_method, part_of
@@ -70,6 +71,9 @@ class RelevanceRankAccuracy(Metric):
     formula: ClassVar[str] = "|top-|G| positions of phi+, and G| / |G|"
     needs: ClassVar[tuple[str, ...]] = ("masks",)
     presets: ClassVar[dict[str, dict[str, Any]]] = {"clevr": {}, "quantus": {"part": "signed"}}
+    allowed: ClassVar[dict[str, Check]] = {
+        "part": one_of(RANKED, "part of a map"),
+    }
 
     part: str = "positive"
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from backlight.errors import InputError, UnknownNameError
+from backlight.metrics.allowed import Check, one_of, within
 from backlight.metrics.case import Case
 from backlight.metrics.masks import boxes
 from backlight.metrics.metric import Metric
-from backlight.metrics.relevance import of_each_method, part_of
+from backlight.metrics.relevance import PARTS, of_each_method, part_of
 from backlight.metrics.relevance_rank_accuracy import strongest
 from backlight.shapes import Bool, Float
 
@@ -146,6 +147,13 @@ class SegmentationOverlap(Metric):
         "area": {},
         "quantile": {"segment": "quantile"},
         "simonyan": {"segment": "cut", "part": "absolute", "shape": "box", "hit": 0.5},
+    }
+    allowed: ClassVar[dict[str, Check]] = {
+        "segment": one_of(SEGMENTS),
+        "quantile": within(0, 1, below=True),
+        "part": one_of(PARTS, "part of a map"),
+        "shape": one_of(SHAPES),
+        "hit": within(0, 1, none=True),
     }
 
     segment: str = "area"

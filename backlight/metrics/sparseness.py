@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from backlight.errors import InputError
+from backlight.metrics.allowed import NOT_NEGATIVE, Check, one_of
 from backlight.metrics.case import Case
 from backlight.metrics.metric import Metric
-from backlight.metrics.relevance import of_each_method, part_of
+from backlight.metrics.relevance import PARTS, UNITS, of_each_method, part_of
 from backlight.shapes import Float
 
 
@@ -58,6 +59,11 @@ class Sparseness(Metric):
         "ierf": {},
         "positive": {"part": "positive"},
         "quantus": {"offset": 1e-7},
+    }
+    allowed: ClassVar[dict[str, Check]] = {
+        "unit": one_of(UNITS),
+        "part": one_of(PARTS, "part of a map"),
+        "offset": NOT_NEGATIVE,
     }
 
     unit: str = "position"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backlight.errors import InputError
+from backlight.metrics.allowed import COUNT, POSITIVE, Check
 from backlight.metrics.case import Case
 from backlight.metrics.draws import Seed
 from backlight.metrics.metric import Metric
@@ -82,6 +83,10 @@ class Stability(Metric):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "ierf": {},
         "quantus": {"positions": False},
+    }
+    allowed: ClassVar[dict[str, Check]] = {
+        "draws": COUNT,
+        "stdev": POSITIVE,
     }
 
     draws: int = 200
