@@ -28,7 +28,7 @@ def along_input(occasion: Occasion, n_steps: int, rule: str) -> tuple[dict[str, 
         point = _between(start, occasion.inputs, i / n_steps)
         if i == 0 and rule == "riemann_right":  # whose gradient at the baseline has no weight
             scores, before = occasion.activations_at(point)
-            gradients = g
+            gradients = dict(g)
         else:
             passed = occasion.at(point)
             scores, before, gradients = passed.scores, passed.activations, passed.gradients

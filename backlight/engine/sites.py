@@ -109,8 +109,9 @@ def _replace_first(value: Any, edit: Edit, address: str) -> Any:
 def captured(model: nn.Module, sites: Iterable[str], watch: Callable[[Tensor], None] | None = None) -> Iterator[dict]:
     """Collect the tensors at hidden sites, as `{address: Tensor}`, filled by each forward pass.
 
-    A tensor that needs no gradient yet starts a graph of its own there, so that gradients can be read at it.
-    `watch` is called with every collected tensor.
+    A tensor that needs no gradient yet starts a graph of its own there, so that gradients can be read at it. The model
+    goes on with a copy, so that what it writes in place (an in-place ReLU) is not seen in what was collected. `watch`
+    is called with every collected tensor, and sees to that in place of the copy.
 
     Raises:
         SiteError: at the end of the context, a site that no forward pass reached, or reached several times.
@@ -123,9 +124,10 @@ def captured(model: nn.Module, sites: Iterable[str], watch: Callable[[Tensor], N
                 raise SiteError(f"site {address!r} holds {value.dtype}, which has no gradients")
             if torch.is_grad_enabled():
                 value = alias(value) if value.requires_grad else value.detach().requires_grad_()
-            if watch is not None:
-                watch(value)
             store[address] = value
+            if watch is None:
+                return value.clone()
+            watch(value)
             return value
 
         return edit

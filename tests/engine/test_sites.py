@@ -153,6 +153,20 @@ def test_captured_patched_and_edited_leave_no_hooks(net: Twice, xy: tuple[Tensor
     assert torch.equal(net(*xy), before)
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+def test_what_is_captured_is_not_what_is_written_over_it(gradients: bool) -> None:
+    first, head = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+    model, x = nn.Sequential(first, nn.ReLU(inplace=True), head), torch.randn(5, 3, dtype=torch.float64)
+    with torch.set_grad_enabled(gradients), captured(model, ["0", "1"]) as store:
+        outputs = model(x)
+    assert torch.equal(store["0"], first(x))
+    assert torch.equal(store["1"], first(x).relu())
+    if gradients:
+        found = torch.autograd.grad(outputs[:, 0].sum(), [store["0"], store["1"]])
+        assert torch.equal(found[0], head.weight[0] * (first(x) > 0))
+        assert torch.equal(found[1], head.weight[0].expand(5, 4))
+
+
 def test_a_patch_inside_a_run_is_explained(net: Twice, xy: tuple[Tensor, Tensor]) -> None:
     with patched(net, {"relu#0": lambda u: u * 0}):
         assert not attribute(net, xy, 1, sites="input#0", rules=pullback()).value.any()
@@ -169,7 +183,7 @@ def test_reading_a_site_does_not_change_the_input_s_explanation(rules: Any) -> N
     assert from_unit.values["0"].sum().item() == 2.0
 
 
-def test_hidden_integrated_gradients_multiply_by_what_is_at_the_point() -> None:
+def test_a_value_readout_on_a_line_multiplies_by_what_is_at_the_point() -> None:
     """A hidden site on a line is read at each point; for a linear network that is the mean of value x gradient."""
     model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)).double()
     x = torch.randn(2, 3, dtype=torch.float64)
