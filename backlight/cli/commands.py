@@ -14,6 +14,7 @@ from backlight import __version__
 from backlight.cli import console
 from backlight.cli.benchmarking import benchmark
 from backlight.cli.contribution_statistics import statistics
+from backlight.cli.extraction import extract
 from backlight.cli.options import (
     Classes,
     Device,
@@ -306,6 +307,7 @@ def evaluate(
 
 
 app.add_typer(benchmark)
+app.command()(extract)
 app.command()(statistics)
 
 

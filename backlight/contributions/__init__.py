@@ -10,6 +10,7 @@ from backlight.contributions.algorithms import (
     SmoothGrad,
     as_algorithm,
 )
+from backlight.contributions.collector import ContributionCollector
 from backlight.contributions.contribution import Contributions, contribute
 from backlight.contributions.layer_statistics import StoreStatistics, store_statistics
 from backlight.contributions.reduction import Layout, Signed, layout_of, reduce
@@ -20,6 +21,7 @@ __all__ = [
     "ActGrad",
     "ActNormGrad",
     "Algorithm",
+    "ContributionCollector",
     "Contributions",
     "HiddenIntegratedGradients",
     "InputGrad",

@@ -3,11 +3,13 @@
 from backlight.store.collected import Collected
 from backlight.store.crew import ExtractionError
 from backlight.store.extraction import Progress, extract
+from backlight.store.pictures import ArraySamples
 from backlight.store.rows import Chosen, Rows, TensorRows, pieces, shuffled
 from backlight.store.store import Store
 from backlight.store.worker import Collecting, Collector
 
 __all__ = [
+    "ArraySamples",
     "Chosen",
     "Collected",
     "Collecting",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,16 @@ class Collected:
         """The sites, in order."""
         return tuple(dict.fromkeys(site for site, _ in (*self.rows, *self.positions)))
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Collected:
+        """The same with every tensor changed."""
+        return Collected(
+            {key: (change(pair[0]), change(pair[1])) for key, pair in self.rows.items()},
+            {key: change(value) for key, value in self.positions.items()},
+            {name: change(value) for name, value in self.columns.items()},
+            {site: change(value) for site, value in self.residuals.items()},
+            None if self.logits is None else change(self.logits),
+        )
+
     def arrays(self, dtype: str) -> dict[str, np.ndarray]:
         """The arrays of the store by key; rows and positions in `dtype`, logits in float32.
 
@@ -61,6 +71,19 @@ class Collected:
             yield row_key(site, quantity, NEGATIVE), negative
         for (site, quantity), value in self.positions.items():
             yield row_key(site, quantity, POSITIONS), value
+
+
+def joined(parts: Sequence[Collected]) -> Collected:
+    """What was collected of some samples and then of others, in this order."""
+    first = parts[0]
+    pairs = {key: tuple(zip(*(one.rows[key] for one in parts), strict=True)) for key in first.rows}
+    return Collected(
+        {key: (torch.cat(positive), torch.cat(negative)) for key, (positive, negative) in pairs.items()},
+        {key: torch.cat([one.positions[key] for one in parts]) for key in first.positions},
+        {name: torch.cat([one.columns[name] for one in parts]) for name in first.columns},
+        {site: torch.cat([one.residuals[site] for one in parts]) for site in first.residuals},
+        None if first.logits is None else torch.cat([one.logits for one in parts if one.logits is not None]),
+    )
 
 
 def row_key(site: str, quantity: str, what: str) -> str:

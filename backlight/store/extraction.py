@@ -94,6 +94,7 @@ def extract(
         marks = read_marks(path / MARKS)
         todo = unfinished(marks, samples, block)
         if todo:
+            record.about = dict(collector.about)
             threads = _begin(path, record, engine, workers, threads, len(samples.names), len(marks))
             job = Job(path, collector, samples, batch_size, block, dtype, threads)
             told = _Told(len(samples.names), sum(min(block, len(samples.names) - n * block) for n in todo), progress)

@@ -55,7 +55,8 @@ class RayWorkers:
             ray.init(log_to_driver=False)
         self._job = ray.put(job)
         options = {"num_cpus": job.threads, **job.collector.resources}
-        self._class: Any = ray.remote(max_restarts=0, **options)(RayWorker)
+        remote: Any = ray.remote
+        self._class = remote(max_restarts=0, **options)(RayWorker)
         self._actors: list[Any] = []
         self._results: dict[Any, int] = {}
 
