@@ -26,6 +26,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "srd.md",
         "evaluation.md",
         "metrics.md",
+        "contribution-statistics.md",
+        "modes.md",
     ],
 )
 def test_python_blocks_run(name: str) -> None:

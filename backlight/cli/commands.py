@@ -15,6 +15,7 @@ from backlight.cli import console
 from backlight.cli.benchmarking import benchmark
 from backlight.cli.contribution_statistics import statistics
 from backlight.cli.extraction import extract
+from backlight.cli.modes import modes
 from backlight.cli.options import (
     Classes,
     Device,
@@ -309,6 +310,7 @@ def evaluate(
 app.add_typer(benchmark)
 app.command()(extract)
 app.command()(statistics)
+app.command()(modes)
 
 
 @app.command()

@@ -27,7 +27,7 @@ def modes(
         str | None, typer.Option("--class", "--concept", metavar="NAME", help="The modes of one class or concept.")
     ] = None,
     hierarchy: Annotated[
-        str | None, typer.Option(metavar="NAME", help="imagenet, or a JSON file {concept: [classes, concepts]}.")
+        str | None, typer.Option(metavar="NAME", help="imagenet, or a JSON file of concepts.")
     ] = None,
     by: Annotated[str, typer.Option(help="label, or prediction: it needs no labels.")] = "label",
     min_images: Annotated[int, typer.Option(min=1, help="Leave out classes and concepts with fewer.")] = 10,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLOURS = {"modes": "#2166AC", "contributions": "#D6604D", "activations": "#7A8691", "gradients": "#5AAE61"}
 CHANCE = "#B9C0C7"
 SIDE, GAP, LABEL, BARS = 1.15, 0.12, 0.34, 2.3  # inches
-TOP_CHANNELS = 10
+TOP_CHANNELS, BINS = 10, 24
 
 Picture = Callable[[str], "Float[Tensor, '3 H W']"]
 
@@ -39,7 +39,7 @@ def correlation_figure(modes: Modes, name: str) -> Figure:
         dealt = level.modes.dealt[:, level.modes.alive].flatten().numpy()
         drawn = [values for _, values in pairs] + ([dealt] if kind == "strongest" else [])
         low, high = (min(map(np.min, drawn), default=0.0), max(map(np.max, drawn), default=1.0))
-        bins = np.linspace(low, high + 1e-9, 41)
+        bins = np.linspace(low, high + 1e-9, BINS + 1)
         for title, values in pairs:
             label = title if title == "modes" else f"channels ({title})"
             _histogram(ax, values, bins, COLOURS.get(title, "#000000"), label)
@@ -48,7 +48,7 @@ def correlation_figure(modes: Modes, name: str) -> Figure:
         ax.set_xlabel("largest r with a mask" if not place else "the same, on other samples", fontsize=9)
         _plain(ax)
     axes[0].set_ylabel("share of columns", fontsize=9)
-    axes[0].legend(fontsize=7.5, frameon=False)
+    axes[1].legend(*axes[0].get_legend_handles_labels(), fontsize=7.5, frameon=False)
     figure.suptitle(f"{modes.site}: {len(level.concepts)} {name}; lines: medians", fontsize=9.5, x=0.01, ha="left")
     return figure
 
@@ -144,6 +144,8 @@ def _draw_channels(axes: Axes, channels: list[tuple[str, float]]) -> None:
 
 def _histogram(axes: Axes, values: np.ndarray, bins: np.ndarray, colour: str, label: str) -> None:
     shares = np.full(len(values), 1 / max(len(values), 1))
+    if colour in (CHANCE, COLOURS["modes"]):
+        axes.hist(values, bins.tolist(), weights=shares, histtype="stepfilled", color=colour, alpha=0.18)
     axes.hist(values, bins.tolist(), weights=shares, histtype="step", color=colour, linewidth=1.4, label=label)
     if len(values):
         axes.axvline(float(np.median(values)), color=colour, linewidth=1, linestyle=":")

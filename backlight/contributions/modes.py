@@ -188,9 +188,11 @@ class Modes:
             raise InputError("the two decompositions have no class or concept with enough samples in common")
         alive = nonzero(other.loadings)
         r = correlate(other.loadings, theirs.masks[:, [theirs.names.index(name) for name in common]])
-        own = self.level.modes
-        own_r = own.correlation.r[own.alive][:, [ours.names.index(name) for name in common]]
-        return stability(self.modes[own.alive], own_r, other.modes.cpu()[alive], r[alive], seed=seed)
+        own, places = self.level.modes, [ours.names.index(name) for name in common]
+        own_r = own.correlation.r[own.alive][:, places]
+        sets = [set(ours.classes[place]) for place in places]
+        apart = torch.tensor([[a.isdisjoint(b) for b in sets] for a in sets])
+        return stability(self.modes[own.alive], own_r, other.modes.cpu()[alive], r[alive], apart=apart, seed=seed)
 
     def _channel(self, column: int) -> str:
         if self.sign != "concat":

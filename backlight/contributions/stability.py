@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backlight.contributions.evidence import CORRELATED
 from backlight.errors import InputError, MissingExtraError
-from backlight.shapes import Float, Int
+from backlight.shapes import Bool, Float, Int
 
 DRAWS = 20
 
@@ -22,8 +22,8 @@ class Stability:
     Attributes:
         by_class: for each class, Pearson's r over channels of its summed modes in both (section 10.3).
         by_class_chance: the mean after one of the two has its channels shuffled.
-        by_class_others: the mean of a class's modes with those of the other classes: what is stable in general, such as
-            channels that are large in every mode. The mean of `by_class` must be above it.
+        by_class_others: the mean of a class's modes with those of the classes apart from it: what is stable in general,
+            such as channels that are large in every mode. The mean of `by_class` must be above it.
         first, second, cosine: modes matched one to one (alive ones; the assignment with the largest sum of cosines).
         cosine_chance: the mean cosine of the best assignment after shuffling channels.
     """
@@ -85,11 +85,14 @@ def stability(
     second: Float[Tensor, "L D"],
     second_r: Float[Tensor, "L P"],
     *,
+    apart: Bool[Tensor, "M M"] | None = None,
     threshold: float = CORRELATED,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Stability:
     """Compare alive modes `[K, C]` by their correlations with the same M classes, and by their channels.
+
+    `apart`: which classes have nothing in common (concepts may); None: all of them.
 
     Raises:
         InputError: other numbers of channels or classes; no modes.
@@ -105,6 +108,7 @@ def stability(
     ours, theirs = class_atoms(a, first_r, threshold), class_atoms(b, second_r, threshold)
     every = _unit(ours - ours.mean(1, keepdim=True)) @ _unit(theirs - theirs.mean(1, keepdim=True)).T
     others = ~torch.eye(len(every), dtype=torch.bool)
+    others = others if apart is None else others & apart
     by_chance, matched_by_chance = [], []
     draw = np.random.default_rng(seed)
     for _ in range(draws):
@@ -114,7 +118,7 @@ def stability(
     return Stability(
         every.diagonal(),
         float(np.mean(by_chance)) if draws else float("nan"),
-        float(every[others].mean()) if len(every) > 1 else float("nan"),
+        float(every[others].mean()) if bool(others.any()) else float("nan"),
         *match(a, b),
         float(np.mean(matched_by_chance)) if draws else float("nan"),
     )

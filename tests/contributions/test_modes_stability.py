@@ -90,6 +90,9 @@ def test_what_all_modes_share_is_told_apart_from_what_a_class_shares() -> None:
     found = stability(drawn(9, 100) + common, torch.eye(9), drawn(9, 100, seed=4) + common, torch.eye(9))
     assert found.by_class.mean() > 0.9
     assert found.by_class_others == pytest.approx(float(found.by_class.mean()), abs=0.02)
+    none = torch.zeros(9, 9, dtype=torch.bool)
+    one = stability(drawn(9, 100), torch.eye(9), drawn(9, 100), torch.eye(9), apart=none, draws=0)
+    assert math.isnan(one.by_class_others)  # no class is apart from another
     assert abs(found.by_class_chance) < 0.2
 
 
