@@ -27,7 +27,7 @@ def statistics(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A folder that `backlight extract` made.")],
     out: Out = Path("statistics"),
     site: Annotated[list[str] | None, typer.Option(help="Of the store; all by default.")] = None,
-    heads: Annotated[int | None, typer.Option(min=2, help="Group attention channels into so many heads.")] = None,
+    heads: Annotated[int | None, typer.Option(min=2, help="How many heads the attention has.")] = None,
     classes: Annotated[GroupedBy, typer.Option(help="What class means go by.")] = GroupedBy.auto,
     seed: Annotated[int, typer.Option(min=0, help="Of halves, permuted classes and random heads.")] = 0,
     kind: Format = Kind.png,
@@ -41,10 +41,9 @@ def statistics(
     from backlight.store import Store
 
     opened = Store.open(store)
-    sites = site or list(opened.sites)
-    steps = sum(len(set(opened.quantities(one)) & {"contributions", "activations"}) for one in sites)
+    steps = sum(len(set(opened.quantities(one)) & {"contributions", "activations"}) for one in site or opened.sites)
     with console.progress(steps, "statistics") as step:
-        found = store_statistics(opened, sites, heads=heads, classes=classes.value, seed=seed, progress=step)
+        found = store_statistics(opened, site or None, heads=heads, classes=classes.value, seed=seed, progress=step)
     drawn = find_spec("matplotlib") is not None
     if not drawn:
         console.say("no figure: it needs pip install 'backlight[plots]'")

@@ -26,6 +26,7 @@ from backlight.store.store import Store
 
 QUANTITIES = ("contributions", "activations")
 PIECE = 1024  # rows at once
+ATTENTION = "att"  # in the addresses of attention layers
 CLASSES = ("auto", "label", "prediction")
 
 
@@ -139,15 +140,15 @@ def store_statistics(
     Args:
         sites: of the store; all by default.
         quantities: those of them that a site has. The first minus the second is compared image by image.
-        heads: of attention sites: their channels are grouped into so many; None: none are. Sites whose channels they do
-            not divide are left without, where they divide those of another.
+        heads: how many the attention has; None: no head sparsity. For sites with "att" in their address (those of
+            `default_sites(model, "attention")`), or all those named in `sites`, where heads divide the channels.
         classes: what class means go by: "label", "prediction", "auto" (labels where there are any).
         seed: of halves, permutation and random heads.
         progress: called with a site and a quantity as each begins.
 
     Raises:
         UnknownNameError: a site, or way to group, that there is not.
-        InputError: no site has one of the quantities, or channels that the heads divide.
+        InputError: no site has one of the quantities, or channels of attention that the heads divide.
     """
     if classes not in CLASSES:
         raise UnknownNameError("grouping of class means", classes, CLASSES)
@@ -163,13 +164,14 @@ def store_statistics(
         for name in there:
             if progress is not None:
                 progress(f"{site} {name}")
-            found[name] = _of_quantity(store, site, name, group, settings)
+            by_heads = heads if sites is not None or ATTENTION in site.lower() else None
+            found[name] = _of_quantity(store, site, name, group, {**settings, "heads": by_heads})
         if found:
             layers.append(LayerStatistics(site, found, _difference(list(found.values()), level)))
     if not layers:
         raise InputError(f"no site of {store!r} has {' or '.join(quantities)}")
     if heads is not None and not any(one.heads for layer in layers for one in layer.quantities.values()):
-        raise InputError(f"{heads} heads divide the channels of no site")
+        raise InputError(f"{heads} heads divide the channels of no attention among {', '.join(sites or store.sites)}")
     counts = np.unique(group[group >= 0], return_counts=True)[1]
     means = (len(counts), int(counts.sum()), int(counts.min()) if len(counts) else 0)
     return StoreStatistics(tuple(layers), len(store), by, *means, settings, store.identity)

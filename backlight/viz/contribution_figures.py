@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#B2182B", "#2166AC", "#4A5560")
 MUTED = "#9AA5B1"
-LEFT, TOP, WIDTH, HEIGHT, BETWEEN, BELOW = 0.65, 0.8, 3.3, 2.3, 0.75, 1.25  # inches
+LEFT, TOP, WIDTH, HEIGHT, BETWEEN, BELOW = 0.65, 0.85, 3.3, 2.3, 0.75, 1.25  # inches
 
 Curve = list[tuple[float, float, float]]  # value, low and high, a layer
 Read = Callable[[QuantityStatistics], Median | None]
@@ -31,18 +31,22 @@ def statistics_figure(statistics: StoreStatistics, title: str = "") -> Figure:
         MissingExtraError: matplotlib is not installed.
     """
     rows = groups(statistics.layers)
-    panels = [_sparsity, _signs]
-    panels += [_dimensions] if statistics.classes > 2 else []
-    heads = any(one.heads for layer in statistics.layers for one in layer.quantities.values())
-    panels += [_heads] if heads else []
-    width = LEFT + len(panels) * (WIDTH + BETWEEN) - BETWEEN + 0.2
+    panels = [_sparsity, _signs, *([_dimensions] if statistics.classes > 2 else [])]
+    heads = [any(one.heads for layer in group for one in layer.quantities.values()) for group in rows]
+    width = LEFT + (len(panels) + any(heads)) * (WIDTH + BETWEEN) - BETWEEN + 0.2
     sheet = Sheet(width, TOP + len(rows) * (HEIGHT + BELOW))
+    key: dict[str, Any] = {}
     for row, group in enumerate(rows):
-        for column, panel in enumerate(panels):
+        for column, panel in enumerate([*panels, _heads] if heads[row] else panels):
             left, top = LEFT + column * (WIDTH + BETWEEN), TOP + row * (HEIGHT + BELOW)
             axes = sheet.axes(left, top, WIDTH, HEIGHT)
             panel(axes, group, statistics)
             _finish(axes, group)
+            key |= {label: line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    place = (LEFT / sheet.width, 1 - 0.28 / sheet.height)
+    sheet.figure.legend(
+        key.values(), key, loc="upper left", bbox_to_anchor=place, ncols=4, fontsize=8, frameon=False, borderpad=0
+    )
     model = statistics.identity.get("model")
     name = model.get("name") if isinstance(model, dict) else model
     sheet.title(title or " · ".join(str(part) for part in (name, f"{statistics.samples} images") if part))
@@ -55,7 +59,6 @@ def _sparsity(axes: Axes, group: Sequence[LayerStatistics], statistics: StoreSta
         _draw_published(axes, group, name, "hoyer", colour)
     axes.set_title("sparsity over channels (Hoyer)", fontsize=9.5)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=7.5, frameon=False, loc="best")
 
 
 def _signs(axes: Axes, group: Sequence[LayerStatistics], statistics: StoreStatistics) -> None:
@@ -64,7 +67,6 @@ def _signs(axes: Axes, group: Sequence[LayerStatistics], statistics: StoreStatis
         _draw_published(axes, group, name, "sign_correlation", colour)
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.set_title("for and against: r(P, −N) over channels", fontsize=9.5)
-    axes.set_ylim(top=1.02)
 
 
 def _dimensions(axes: Axes, group: Sequence[LayerStatistics], statistics: StoreStatistics) -> None:
@@ -109,7 +111,15 @@ def _draw(
     if np.isnan(middle).all():
         return
     axes.fill_between(range(len(group)), low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(range(len(group)), middle, style, color=colour, markersize=3.5, linewidth=1.4, label=quantity)
+    axes.plot(
+        range(len(group)),
+        middle,
+        style,
+        color=colour,
+        markersize=3.5,
+        linewidth=1.4,
+        label=None if style == ":" else quantity,
+    )
 
 
 def _draw_published(axes: Axes, group: Sequence[LayerStatistics], quantity: str, statistic: str, colour: str) -> None:

@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> Store:
     value = torch.randn(24, 8) ** 3
     quantities = {"contributions": value, "activations": value.abs()}
     columns = {"label": torch.from_numpy(np.arange(24) % 4)}
-    return Store.of(tmp_path / "store", {"layer1.0": quantities, "layer1.1": quantities}, columns=columns)
+    return Store.of(tmp_path / "store", {"blocks.0": quantities, "blocks.1.attn": quantities}, columns=columns)
 
 
 def run(*arguments: object) -> Any:
@@ -45,16 +45,16 @@ def test_json_is_the_public_call(store: Store, tmp_path: Path) -> None:
 
 
 def test_the_table_names_every_site(store: Store, tmp_path: Path) -> None:
-    result = run(store.folder, "--out", tmp_path / "out", "--site", "layer1.1")
+    result = run(store.folder, "--out", tmp_path / "out", "--site", "blocks.1.attn")
     assert result.exit_code == 0, result.stderr
-    assert "layer1.1" in result.stdout
-    assert "layer1.0" not in result.stdout
+    assert "blocks.1.attn" in result.stdout
+    assert "blocks.0" not in result.stdout
     assert "PCs" in result.stdout
     assert "statistics.png" in result.stderr
 
 
 def test_errors_are_one_line(store: Store, tmp_path: Path) -> None:
-    result = run(store.folder, "--out", tmp_path / "out", "--site", "layer1.2")
+    result = run(store.folder, "--out", tmp_path / "out", "--site", "blocks.1.attm")
     assert result.exit_code == 2
-    assert "layer1.1" in result.stderr
+    assert "blocks.1.attn" in result.stderr
     assert run(tmp_path / "nowhere").exit_code == 2

@@ -233,6 +233,16 @@ def test_dimensions_come_with_their_noise(tmp_path: Path) -> None:
     assert dimensions[0].halves is not None
 
 
+def test_heads_are_of_attention_alone_unless_sites_are_named(tmp_path: Path) -> None:
+    value = torch.randn(9, 8)
+    store = made(tmp_path / "s", {"blocks.0": (value, value), "blocks.0.attn.proj:input": (value, value)})
+    tokens, attention = store_statistics(store, heads=4).layers
+    assert tokens.quantities["contributions"].heads is None
+    assert attention.quantities["contributions"].heads is not None
+    (named,) = store_statistics(store, ["blocks.0"], heads=4).layers
+    assert named.quantities["contributions"].heads is not None
+
+
 def test_without_classes_there_are_no_dimensions(tmp_path: Path) -> None:
     value = torch.randn(9, 6)
     found = store_statistics(made(tmp_path / "s", {"a": (value, value)}))
