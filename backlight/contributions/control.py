@@ -176,6 +176,19 @@ def constant_parts(
 Layouts = Mapping[str, Layout | str | None] | Iterable[str]
 
 
+def site_layouts(model: nn.Module, inputs: Tensor, sites: Layouts) -> dict[str, Layout]:
+    """Where channels and positions are at sites. Cost: one forward pass, without gradients.
+
+    Raises:
+        UnknownNameError: a site that is no module of the model.
+        SiteError: a site without channels, or whose layout cannot be told, or that the inputs do not come to.
+    """
+    found: dict[str, Layout] = {}
+    wanted = _layouts(sites)
+    _watch(model, inputs, wanted, lambda site, _, layout: found.update({site: layout}), once=False)
+    return {site: found[site] for site in wanted}
+
+
 def site_means(
     model: nn.Module, inputs: Tensor | Iterable[Tensor], sites: Layouts, positions: bool = False
 ) -> dict[str, Tensor]:
