@@ -75,7 +75,7 @@ class Arrays:
     def create(self, samples: int) -> None:
         """Make the arrays, or make those that are there longer, for this many samples. What is written stays."""
         import zarr
-        from zarr.codecs import BloscCodec
+        from zarr.codecs import BloscCodec, Crc32cCodec
 
         for key, shape in self.layout.shapes.items():
             if (self.folder / key / "zarr.json").is_file():
@@ -90,7 +90,10 @@ class Arrays:
                 shape=(samples, *shape),
                 chunks=(self.layout.chunks[key], *(max(1, size) for size in shape)),
                 dtype=dtype,
-                compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=dtype.itemsize),
+                compressors=[
+                    BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=dtype.itemsize),
+                    Crc32cCodec(),  # Blosc does not see that bytes are missing
+                ],
                 fill_value=np.nan if dtype.kind == "f" else -1,
                 chunk_key_encoding={"name": "default", "separator": "."},
                 config={"write_empty_chunks": True},

@@ -54,10 +54,12 @@ class Linear:
     always: bool = False
     fail: bool = False
     nan: tuple[int, ...] = ()
+    scale: float = 1.0
+    thin: bool = False
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"collector": "linear", "width": self.width}
+        return {"collector": "linear", "width": self.width, "scale": self.scale}
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -81,11 +83,13 @@ class Opened:
         if any(one.name == "folder/5" for one in samples):
             self._stumble()
         x = torch.stack([one.inputs for one in samples])
-        hidden = x.flatten(1) @ self.matrix
+        hidden = x.flatten(1) @ self.matrix * self.of.scale
         for row, one in enumerate(samples):
             if int(one.name[7:]) in self.of.nan:
                 hidden[row, 1] = float("nan")
         signed = hidden.clamp(min=0), hidden.clamp(max=0)
+        if self.of.thin:
+            return Collected({("a.1:input", "contributions"): signed})
         return Collected(
             rows={("a.1:input", "contributions"): signed, ("b", "activations"): signed},
             positions={("b", "activations"): x},
