@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -102,6 +103,7 @@ class CaptumExplainer(Explainer):
     def __call__(self, inputs: Tensor, target: Any) -> Tensor:
         model = self.attribution.forward_func
         index = class_indices(target, inputs)
+        inputs = inputs.detach()  # a failing one leaves `requires_grad` on what it was given
         with unchanged(model if isinstance(model, nn.Module) else nn.Identity()):
             if not self.draws or len(inputs) == 1:
                 found, self.draws = self._attributed(inputs, index)
@@ -115,7 +117,8 @@ class CaptumExplainer(Explainer):
         torch.manual_seed(self.seed)
         np.random.seed(self.seed % 2**32)
         before = _generator_states(inputs.device)
-        found = self.attribution.attribute(inputs, target=index, **self.settings).detach()
+        with _rules_kept(self.attribution):
+            found = self.attribution.attribute(inputs, target=index, **self.settings).detach()
         if found.ndim == inputs.ndim and found.shape != inputs.shape and hasattr(self.attribution, "layer"):
             found = resized(found.sum(1, keepdim=True), inputs.shape[2:])
         return found, before != _generator_states(inputs.device)
@@ -127,6 +130,25 @@ class CaptumExplainer(Explainer):
         if not isinstance(self.attribution.forward_func, nn.Module):
             raise InputError("this attribution of Captum explains a function, not a module: it cannot be moved")
         return replace(self, attribution=_moved(self.attribution, self.attribution.forward_func, model))
+
+
+@contextmanager
+def _rules_kept(attribution: Any) -> Iterator[None]:
+    """Put back what Captum's LRP does to modules: it takes the user's rules away, and leaves its own where it fails."""
+    while hasattr(attribution, "attribution_method"):  # noise tunnels and the like
+        attribution = attribution.attribution_method
+    if not any(cls.__name__ == "LRP" for cls in type(attribution).__mro__):
+        yield
+        return
+    kept = [(module, vars(module).copy()) for module in attribution.model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in kept:
+            for name in ("rule", "activations", "activation"):
+                vars(module).pop(name, None)
+                if name in attributes:
+                    vars(module)[name] = attributes[name]
 
 
 def _generator_states(device: torch.device) -> tuple[bytes, ...]:

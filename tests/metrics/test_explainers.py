@@ -75,6 +75,40 @@ def test_metrics_that_run_captum_again() -> None:
     assert (parameter_randomisation(model, theirs, x, [3, 0, 4]) < 0.9).all()
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_lrp_leaves_nothing_on_the_modules_also_where_it_fails(wrapped: bool) -> None:
+    from captum.attr._utils.lrp_rules import GammaRule
+
+    def traces(model: nn.Module) -> list[tuple[list[str], list[Tensor]]]:
+        return [(sorted(vars(one)), list(one.parameters(recurse=False))) for one in model.modules()]
+
+    def explain(model: nn.Module, x: Tensor) -> Tensor:
+        theirs = captum.NoiseTunnel(captum.LRP(model)) if wrapped else captum.LRP(model)
+        return as_explainer(theirs, **({"nt_samples": 1, "stdevs": 0.0} if wrapped else {}))(x, 1)
+
+    bad = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Softplus(), nn.Flatten(), nn.Linear(216, 5)).double().eval()
+    x, before = samples(), traces(bad)
+    with pytest.raises(TypeError, match="no rule"):
+        explain(bad, x)
+    assert [names for names, _ in traces(bad)] == [names for names, _ in before]
+    assert not x.requires_grad
+
+    class Good(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).flatten(1)  # Captum has no rule for `nn.Flatten`
+
+    good = Good(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)).double().eval()
+    good[0].rule = rule = GammaRule(0.5)
+    before = traces(good)
+    first = explain(good, x)
+    assert [names for names, _ in traces(good)] == [names for names, _ in before]
+    assert all(torch.equal(*pair) for (_, a), (_, b) in zip(traces(good), before, strict=True) for pair in zip(a, b))
+    assert good[0].rule is rule  # which Captum takes away
+    assert torch.equal(explain(good, x), first)
+    del good[0].rule
+    assert not torch.allclose(explain(good, x), first)
+
+
 def test_an_attribution_of_a_function_cannot_be_moved() -> None:
     model = network()
     with pytest.raises(InputError, match="explains a function"):
