@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from backlight import __version__
 from backlight.cli import console
 from backlight.cli.benchmarking import benchmark
+from backlight.cli.contribution_maps import maps
 from backlight.cli.contribution_statistics import statistics
 from backlight.cli.extraction import extract
 from backlight.cli.modes import modes
@@ -311,6 +312,7 @@ app.add_typer(benchmark)
 app.command()(extract)
 app.command()(statistics)
 app.command()(modes)
+app.command()(maps)
 
 
 @app.command()

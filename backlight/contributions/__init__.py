@@ -21,38 +21,51 @@ from backlight.contributions.input_decomposition import (
     IntegratedGradientsMaps,
 )
 from backlight.contributions.layer_statistics import StoreStatistics, store_statistics
+from backlight.contributions.map_display import DISPLAYS, Display, display_mask, map_masks, masked
+from backlight.contributions.map_faithfulness import MapFaithfulness, map_faithfulness
 from backlight.contributions.maps import ContributionMaps, contribution_maps
+from backlight.contributions.mode_sets import ChannelSet, class_sets, mode_sets
 from backlight.contributions.modes import Modes, describe, top_channels
 from backlight.contributions.reduction import Layout, Signed, layout_of, reduce
 from backlight.contributions.sites import default_sites
 
 __all__ = [
     "ALGORITHMS",
+    "DISPLAYS",
     "INPUT_DECOMPOSITIONS",
     "ActGrad",
     "ActGradMaps",
     "ActNormGrad",
     "Algorithm",
+    "ChannelSet",
     "ContributionCollector",
     "ContributionMaps",
     "Contributions",
+    "Display",
     "HiddenIntegratedGradients",
     "InputDecomposition",
     "InputGrad",
     "InputGradMaps",
     "IntegratedGradientsMaps",
     "Layout",
+    "MapFaithfulness",
     "Modes",
     "Signed",
     "SmoothGrad",
     "StoreStatistics",
     "as_algorithm",
+    "class_sets",
     "contribute",
     "contribution_maps",
     "correlate",
     "default_sites",
     "describe",
+    "display_mask",
     "layout_of",
+    "map_faithfulness",
+    "map_masks",
+    "masked",
+    "mode_sets",
     "reduce",
     "store_statistics",
     "top_channels",
