@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backlight.contributions.algorithms import Algorithm, as_algorithm
 from backlight.contributions.contribution import Contributions, contribute
-from backlight.contributions.recipe import LABEL, baseline_inputs, parse_target
+from backlight.contributions.recipe import BASELINES, LABEL, baseline_inputs, parse_target
 from backlight.contributions.reduction import Layout, layout_of, reduce
 from backlight.data.images import Preprocessing
 from backlight.data.labelled import Sample
@@ -128,6 +128,7 @@ class ContributionCollector:
         named = self.model if isinstance(self.model, str) else type(network).__name__
         target = parse_target(self.target) if isinstance(self.target, str) else self.target
         baseline = baseline_inputs(self.baseline, preprocessing)
+        named_baseline = isinstance(self.baseline, str) and self.baseline in BASELINES  # else a tensor or a file
         return {
             "model": {"name": named, "parameters": model_hash(network)},
             "preprocessing": None if preprocessing is None else described(preprocessing),
@@ -135,7 +136,7 @@ class ContributionCollector:
             "algorithm": described(self.algorithm),
             "rules": self.rules if isinstance(self.rules, str) else described(self.rules),
             "target": target if isinstance(target, str) else described(target),
-            "baseline": self.baseline if isinstance(baseline, str) or baseline is None else plain(baseline),
+            "baseline": None if baseline is None else self.baseline if named_baseline else plain(baseline),
             "quantities": list(self.quantities),
             "reduction": {
                 "positions": list(self.kept),
@@ -242,7 +243,9 @@ class Collection:
             raise InputError(f"samples of one batch have one shape, got {sorted(shapes)}: batch_size=1 takes any")
         x = torch.stack([one.inputs for one in samples]).to(self.device)
         preprocessing = self.of.normalisation
-        return x if preprocessing is None else preprocessing.normalise((x + 1) / 2)
+        x = x if preprocessing is None else preprocessing.normalise((x + 1) / 2)
+        kinds = (parameter.dtype for parameter in self.network.parameters() if parameter.is_floating_point())
+        return x.to(next(kinds, x.dtype))
 
     def _target(self, samples: Sequence[Sample]) -> Target:
         if self.target != LABEL:
