@@ -77,9 +77,10 @@ class HiddenIntegratedGradients(Algorithm):
 
     `path="input"`: along the path that the straight line from baseline to input draws in hidden space, `n_steps`
     intervals; one pass a point for all sites, memory independent of `n_steps`. `rule`: trapezoid, riemann_left or
-    riemann_right. `path="hidden"`: along the straight line in hidden space, the site replaced by its points; a pass a
-    site and node. `rule`: any of `backlight.engine.paths.line_rule` with `n_steps` nodes, the trapezoid with
-    `n_steps` intervals.
+    riemann_right. `spacing`: p of the points (i / n_steps)^p; 1 gives CODEC's, above 1 they crowd at the baseline,
+    where the outputs of trained networks change most: compare residuals.
+    `path="hidden"`: along the straight line in hidden space, the site replaced by its points; a pass a site and node.
+    `rule`: any of `backlight.engine.paths.line_rule` with `n_steps` nodes, the trapezoid with `n_steps` intervals.
     """
 
     source: ClassVar[str] = "CODEC, section 10.7, equations 15 to 21 (path='input') and 12 (path='hidden')"
@@ -90,8 +91,11 @@ class HiddenIntegratedGradients(Algorithm):
     n_steps: int = 10
     path: str = "input"
     rule: str = "trapezoid"
+    spacing: float = 1.0
 
     def __post_init__(self) -> None:
+        if not self.spacing > 0 or (self.path == "hidden" and self.spacing != 1):
+            raise InputError(f"spacing is positive, and 1 on the hidden path, got {self.spacing}")
         if self.path not in ("input", "hidden"):
             raise UnknownNameError("path", self.path, ["input", "hidden"])
         line_rule(self.rule, self.n_steps)
@@ -105,7 +109,7 @@ class HiddenIntegratedGradients(Algorithm):
         if self.path == "hidden":
             return along_hidden(occasion, self.n_steps, self.rule)
         occasion.check_continuous(type(self).__name__)
-        return along_input(occasion, self.n_steps, self.rule)
+        return along_input(occasion, self.n_steps, self.rule, self.spacing)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from backlight.contributions.occasion import Occasion, wide
 from backlight.engine.paths import Inputs, line_rule
 
 
-def along_input(occasion: Occasion, n_steps: int, rule: str) -> tuple[dict[str, Tensor], Tensor]:
-    """sum_{i=1..S} w(g_{i-1}, g_i) * (h_i - h_{i-1}), h_i at x_0 + i/S (x - x_0) (CODEC, equations 20 and 21).
+def along_input(occasion: Occasion, n_steps: int, rule: str, spacing: float) -> tuple[dict[str, Tensor], Tensor]:
+    """sum_{i=1..S} w(g_{i-1}, g_i) * (h_i - h_{i-1}), h_i at x_0 + a_i (x - x_0) (CODEC, equations 20 and 21).
 
-    w is the mean of both gradients (trapezoid), or the left or right one. The path is walked from the input, whose
-    pass is known, to the baseline: n_steps further forward and backward passes for all sites together.
+    w is the mean of both gradients (trapezoid), or the left or right one; a_i = (i / S)^spacing. The path is walked
+    from the input, whose pass is known, to the baseline: n_steps further forward and backward passes for all sites
+    together.
 
     Returns:
         (totals by site, the target at the baseline).
@@ -25,7 +26,7 @@ def along_input(occasion: Occasion, n_steps: int, rule: str) -> tuple[dict[str, 
     totals = {site: torch.zeros_like(wide(value)) for site, value in here.activations.items()}
     h, g, scores = dict(here.activations), dict(here.gradients), here.scores
     for i in reversed(range(n_steps)):
-        point = _between(start, occasion.inputs, i / n_steps)
+        point = _between(start, occasion.inputs, (i / n_steps) ** spacing)
         if i == 0 and rule == "riemann_right":  # whose gradient at the baseline has no weight
             scores, before = occasion.activations_at(point)
             gradients = dict(g)

@@ -94,10 +94,10 @@ def hidden_path_reference(
 
 
 def input_path_reference(
-    model: nn.Module, x: Tensor, x_0: Tensor, site: str, target: Callable, n_steps: int, rule: str = "trapezoid"
+    model: nn.Module, x: Tensor, x_0: Tensor, site: str, target: Callable, n_steps: int, rule: str, spacing: float
 ) -> Tensor:
     """The reference's trapezoid, or equation 21, with every point kept."""
-    points = [read(model, x_0 + i / n_steps * (x - x_0), site, target) for i in range(n_steps + 1)]
+    points = [read(model, x_0 + (i / n_steps) ** spacing * (x - x_0), site, target) for i in range(n_steps + 1)]
     h, g = (torch.stack([point[k] for point in points]) for k in (1, 2))
     mean = {"trapezoid": (g[1:] + g[:-1]) / 2, "riemann_left": g[:-1], "riemann_right": g[1:]}[rule]
     return (mean * (h[1:] - h[:-1])).sum(0)

@@ -47,12 +47,13 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> bool:
 
 
 @pytest.mark.parametrize("rule", ["trapezoid", "riemann_left", "riemann_right"])
-@pytest.mark.parametrize("n_steps", [1, 4])
-def test_the_input_s_path_is_the_stacked_sum(rule: str, n_steps: int) -> None:
-    found = contribute(MODEL, X, SITES, algorithm=HiddenIntegratedGradients(n_steps, rule=rule), baseline="mean")
+@pytest.mark.parametrize(("n_steps", "spacing"), [(1, 1.0), (4, 1.0), (3, 2.5)])
+def test_the_input_s_path_is_the_stacked_sum(rule: str, n_steps: int, spacing: float) -> None:
+    algorithm = HiddenIntegratedGradients(n_steps, rule=rule, spacing=spacing)
+    found = contribute(MODEL, X, SITES, algorithm=algorithm, baseline="mean")
     x_0 = X.mean((2, 3), keepdim=True).expand_as(X)
     for site in SITES:
-        expected = input_path_reference(MODEL, X, x_0, site, logit, n_steps, rule)
+        expected = input_path_reference(MODEL, X, x_0, site, logit, n_steps, rule, spacing)
         assert close(found.values[site], expected), site
         missing = logit(MODEL(X)) - logit(MODEL(x_0)) - expected.flatten(1).sum(1)
         assert close(found.residual[site], missing.detach()), site
@@ -253,6 +254,8 @@ def test_what_does_not_fit_is_refused(settings: dict[str, Any], error: type[Exce
         (lambda: HiddenIntegratedGradients(rule="gausslegendre"), UnknownNameError),
         (lambda: HiddenIntegratedGradients(rule="simpson", path="hidden"), UnknownNameError),
         (lambda: HiddenIntegratedGradients(0), InputError),
+        (lambda: HiddenIntegratedGradients(spacing=0.0), InputError),
+        (lambda: HiddenIntegratedGradients(path="hidden", spacing=2.0), InputError),
         (lambda: SmoothGrad(n_samples=0), InputError),
         (lambda: SmoothGrad(stdev=-1.0), InputError),
         (lambda: SmoothGrad("Act"), UnknownNameError),
