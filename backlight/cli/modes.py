@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,9 +27,7 @@ def modes(
     name: Annotated[
         str | None, typer.Option("--class", "--concept", metavar="NAME", help="The modes of one class or concept.")
     ] = None,
-    hierarchy: Annotated[
-        str | None, typer.Option(metavar="NAME", help="imagenet, or a JSON file of concepts.")
-    ] = None,
+    hierarchy: Annotated[str | None, typer.Option(metavar="NAME", help="imagenet, or a JSON file of concepts.")] = None,
     by: Annotated[str, typer.Option(help="label, or prediction: it needs no labels.")] = "label",
     min_images: Annotated[int, typer.Option(min=1, help="Leave out classes and concepts with fewer.")] = 10,
     top: Annotated[int, typer.Option(min=1, help="Modes to list.")] = 20,
@@ -37,7 +36,7 @@ def modes(
     seed: Annotated[int, typer.Option(help="Of permutations, halves and draws.")] = 0,
     store: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the store is now, if it has moved.")] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder of the pictures, for the sheets.")
+        Path | None, typer.Option(metavar="PATH", help="The pictures, a folder or .npz file, for the sheets.")
     ] = None,
     classes: Classes = None,
     format: Format = Kind.png,
@@ -49,12 +48,12 @@ def modes(
     from backlight.cli.outputs import output_folder
     from backlight.contributions.decompositions.decomposed import open_decomposed
     from backlight.contributions.mode_tables import finite, summary_record, write_tables
-    from backlight.contributions.modes import describe
+    from backlight.contributions.modes import class_names, describe
     from backlight.data import ClassNames
     from backlight.data.hierarchy import Hierarchy
 
-    names = ClassNames.of(classes) if classes else _known_names(hierarchy)
     decomposed = open_decomposed(folder, store)
+    names = ClassNames.of(classes) if classes else class_names(decomposed)
     others = {str(other): open_decomposed(other) for other in against or []}
     output_folder(out)
     with _steps() as tell:
@@ -62,6 +61,7 @@ def modes(
             decomposed,
             hierarchy=None if hierarchy is None else Hierarchy.of(hierarchy, names),
             classes=names,
+            about=name,
             by=by,
             min_images=min_images,
             permutations=permutations,
@@ -69,10 +69,10 @@ def modes(
             seed=seed,
             progress=tell,
         )
-    chosen = found.ranked(name, top)
+    chosen = found.ranked(count=top)
     record = summary_record(found)
     record["stability"] = {title: found.against(one, seed=seed).summary() for title, one in others.items()}
-    files = write_tables(found, out, record) + _figures(found, chosen, name, data, out, format.value)
+    files = write_tables(found, out, record) + _figures(found, chosen, data, out, format.value)
     if json:
         from backlight.contributions.mode_tables import mode_record
 
@@ -81,17 +81,6 @@ def modes(
     else:
         _show(found, chosen, record)
     console.say(f"{len(found.modes)} modes -> {out}: " + ", ".join(path.name for path in files))
-
-
-def _known_names(hierarchy: str | None) -> Any:
-    """ImageNet's names where its hierarchy is asked for and timm has them; else indices."""
-    from backlight.data import ClassNames
-    from backlight.errors import MissingExtraError
-
-    try:
-        return ClassNames.imagenet() if hierarchy == "imagenet" else ClassNames()
-    except MissingExtraError:
-        return ClassNames()
 
 
 @contextmanager
@@ -108,7 +97,7 @@ def _steps() -> Iterator[Any]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _figures(found: Modes, chosen: list[int], name: str | None, data: Path | None, out: Path, kind: str) -> list[Path]:
+def _figures(found: Modes, chosen: list[int], data: Path | None, out: Path, kind: str) -> list[Path]:
     """Histograms and coverage of each level, and a sheet of the best modes; none without matplotlib, which is said."""
     from backlight.cli.console import say
     from backlight.contributions.mode_figures import correlation_figure, coverage_figure, exemplar_sheet
@@ -120,7 +109,7 @@ def _figures(found: Modes, chosen: list[int], name: str | None, data: Path | Non
         return []
     figures = {f"correlation-{level}": correlation_figure(found, level) for level in found.levels}
     figures |= {f"coverage-{level}": coverage_figure(found, level) for level in found.levels}
-    title = f"{found.site}: modes of {name}" if name else ""
+    title = f"{found.site}: modes of {found.about}" if found.about else ""
     figures["exemplars"] = exemplar_sheet(found, chosen[:SHEET], _picture(data), title)
     paths = []
     for stem, figure in figures.items():
@@ -134,6 +123,11 @@ def _picture(data: Path | None) -> Any:
     """Pictures by the samples' names, 96 pixels; None where no folder was given."""
     if data is None:
         return None
+    if data.is_file():
+        from backlight.store.pictures import ArraySamples
+
+        split = cache(lambda name: ArraySamples(data, name))
+        return lambda name: split(name.partition("/")[0]).load(name).inputs
     from backlight.data import Preprocessing, read_image
 
     small = Preprocessing(size=(96, 96), resize=(96, 96))

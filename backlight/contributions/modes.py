@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -108,7 +108,8 @@ class Modes:
     Attributes:
         site, quantity, sign, modes `[K, C]`: of the decomposition. names, labels: of the samples.
         exemplars: of every mode. levels: by "classes" and "concepts", where there are enough samples.
-        settings: of `describe`. notes: what a reader must know, such as too few images of single classes.
+        about: the class or concept that was asked for. settings: of `describe`.
+        notes: what a reader must know, such as too few images of single classes.
     """
 
     site: str
@@ -121,13 +122,14 @@ class Modes:
     levels: dict[str, Level]
     classes: ClassNames
     hierarchy: Hierarchy | None
+    about: str | None
     settings: dict[str, Any]
     notes: tuple[str, ...]
 
     @property
     def level(self) -> Level:
-        """Concepts of the hierarchy where one was given, else classes."""
-        return self.levels.get(CONCEPTS) or self.levels[CLASSES]
+        """That of `about`; else concepts of the hierarchy where one was given, else classes."""
+        return self.levels[self._level(self.about)]
 
     def channels(self, mode: int, count: int = 10) -> list[tuple[str, float]]:
         """A mode's largest signed weights, by channel; the most negative ones, where negative parts were decomposed.
@@ -144,28 +146,17 @@ class Modes:
         return "" if index < 0 else self.classes.name(index)
 
     def ranked(self, name: str | None = None, count: int = 20) -> list[int]:
-        """The modes of a class or concept, or all; by r on held-out samples, or for one class or concept by r.
+        """The modes of a class or concept (`about` by default) by r; of none in particular, by r on held-out samples.
 
         Raises:
             UnknownNameError: a class or concept that is not there, or has too few samples.
         """
+        name = name or self.about
         if name is not None:
-            return [mode for mode, _ in self.level_of(name).best_modes(name, count)]
+            return [mode for mode, _ in self.levels[self._level(name)].best_modes(name, count)]
         one = self.level.modes
         score = torch.where(one.alive, one.held_out, -torch.inf)
         return top_channels(score, count=min(count, len(score))).tolist()
-
-    def level_of(self, name: str) -> Level:
-        """The level that has a class or concept of this name. Raises `UnknownNameError`."""
-        error: UnknownNameError | None = None
-        for one in self.levels.values():
-            try:
-                one.concepts.index(name)
-                return one
-            except UnknownNameError as found:
-                error = found
-        assert error is not None
-        raise error
 
     def against(self, other: Described, *, seed: int = 0) -> Stability:
         """How much of these modes another decomposition of the same site finds; by the masks that both have.
@@ -179,7 +170,7 @@ class Modes:
         least = self.settings["min_images"]
         theirs = (
             Concepts.of_classes(labels, self.classes, least)
-            if self.hierarchy is None or self.level is not self.levels.get(CONCEPTS)
+            if self.hierarchy is None or self._level(self.about) == CLASSES
             else Concepts.of_hierarchy(labels, self.hierarchy, least)
         )
         ours = self.level.concepts
@@ -194,6 +185,9 @@ class Modes:
         apart = torch.tensor([[a.isdisjoint(b) for b in sets] for a in sets])
         return stability(self.modes[own.alive], own_r, other.modes.cpu()[alive], r[alive], apart=apart, seed=seed)
 
+    def _level(self, name: str | None) -> str:
+        return level_of({title: one.concepts for title, one in self.levels.items()}, name)
+
     def _channel(self, column: int) -> str:
         if self.sign != "concat":
             return str(column)
@@ -206,6 +200,7 @@ def describe(
     *,
     hierarchy: Hierarchy | None = None,
     classes: ClassNames | None = None,
+    about: str | None = None,
     by: str = "label",
     channels: bool = True,
     min_images: int = IMAGES,
@@ -223,7 +218,8 @@ def describe(
 
     Args:
         hierarchy: concepts to correlate with, besides the classes.
-        classes: their names; indices without.
+        classes: their names; None: those that the store knows, else indices.
+        about: a class or concept whose modes are asked for. All are computed; a name that is not there is told at once.
         by: "label", or "prediction", what the network takes samples for, which needs no labels.
         channels: correlate the decomposed rows too, and where contributions were decomposed, the activations.
         min_images: classes and concepts with fewer samples inside or outside are left out: with a few samples, the
@@ -234,10 +230,11 @@ def describe(
 
     Raises:
         InputError: no labels, no class or concept with enough samples, or numbers out of range.
-        UnknownNameError: another `by`.
+        UnknownNameError: another `by`, or an `about` that is not there or has too few samples.
     """
-    labels = labels_of(decomposed, by)
-    levels, notes = _masks(labels, hierarchy, classes or ClassNames(), min_images)
+    labels, names = labels_of(decomposed, by), classes or class_names(decomposed)
+    levels, notes = _masks(labels, hierarchy, names, min_images)
+    level_of(levels, about)
     loadings = kept(decomposed.loadings)
     compared = _channels(decomposed) if channels else {}
     total = len(levels) * (1 + len(compared)) * steps(permutations)
@@ -268,11 +265,30 @@ def describe(
         labels=labels,
         exemplars=exemplars(loadings, top),
         levels={name: Level(one, modes[name], beside[name]) for name, one in levels.items()},
-        classes=classes or ClassNames(),
+        classes=names,
         hierarchy=hierarchy,
+        about=about,
         settings={"by": by, "min_images": min_images, "permutations": permutations, "draws": draws, "seed": seed},
         notes=notes,
     )
+
+
+def level_of(levels: Mapping[str, Concepts], name: str | None) -> str:
+    """Which of the levels has a class or concept of this name; of no name, concepts before classes.
+
+    Raises:
+        UnknownNameError: no level has it.
+    """
+    if name is None:
+        return CONCEPTS if CONCEPTS in levels else CLASSES
+    errors = []
+    for title, one in levels.items():
+        try:
+            one.index(name)
+            return title
+        except UnknownNameError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def labels_of(decomposed: Described, by: str) -> Int[np.ndarray, "n"]:
@@ -280,6 +296,11 @@ def labels_of(decomposed: Described, by: str) -> Int[np.ndarray, "n"]:
     if by not in LABELS:
         raise UnknownNameError("kind of label", by, LABELS)
     return np.asarray(decomposed.store.column(by), dtype=np.int64)
+
+
+def class_names(decomposed: Described) -> ClassNames:
+    """The names of the network's outputs, as far as the store knows them."""
+    return ClassNames(tuple(getattr(decomposed.store, "about", {}).get("classes", ())))
 
 
 @dataclass(frozen=True)

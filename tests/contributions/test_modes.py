@@ -130,6 +130,25 @@ def test_predictions_need_no_labels() -> None:
         describe(Planted(), by="labels")
 
 
+def test_the_store_may_know_the_names_of_classes() -> None:
+    told = Planted()
+    told.about = {"classes": list(NAMES.names)}  # type: ignore[attr-defined]
+    assert describe(told, permutations=0, draws=0).levels["classes"].concepts.names == NAMES.names
+    assert describe(Planted(), permutations=0, draws=0).levels["classes"].concepts.names[0] == "class 0"
+
+
+def test_a_class_that_is_asked_for_is_there_before_anything_is_computed() -> None:
+    steps: list[int] = []
+    with pytest.raises(UnknownNameError, match="boat"):
+        describe(Planted(), classes=NAMES, about="boot", progress=lambda done, _: steps.append(done))
+    assert not steps
+    found = describe(Planted(), hierarchy=TREE, classes=NAMES, about="boat", permutations=0, draws=0)
+    assert found.level is found.levels["classes"]
+    assert found.ranked(count=1) == [2]
+    assert found.ranked("pet", 1) == [4]
+    assert len(found.against(Planted()).by_class) == 4
+
+
 def test_too_few_images_are_refused_or_noted() -> None:
     with pytest.raises(InputError, match=r"4 of 4 classes.*largest has 30.*hierarchy"):
         describe(Planted(), min_images=31)
