@@ -34,12 +34,11 @@ class ClassMeans(Decomposition):
         """The label of each mode."""
         return self.state["classes"]
 
-    def count(self, channels: int) -> int:
-        raise InputError("the number of modes of ClassMeans is that of the classes")
-
-    def _fit(self, work: Work, device: torch.device) -> None:
+    def check(self, n: int, channels: int) -> None:
         if self.n_modes != "classes":
             raise InputError(f"ClassMeans has a mode for each class: n_modes is 'classes', got {self.n_modes!r}")
+
+    def _fit(self, work: Work, device: torch.device) -> None:
         assert work.labels is not None
         classes, places = work.labels.unique(return_inverse=True)
         known = classes >= 0

@@ -88,6 +88,8 @@ def decompose(
     """
     one = chosen(method, modes, seed, settings)
     whole_rows = store if isinstance(store, Rows) else store.rows(site, quantity, sign)
+    split_rows(whole_rows.shape[0], held_out, seed)
+    one.check(whole_rows.shape[0], whole_rows.shape[1])  # before a folder is made
     identity = {
         "site": site,
         "quantity": quantity,
@@ -172,18 +174,21 @@ class _Run:
         scores = self._encode(Scaled(self.rows, scale), flags)
         with whole(self.place / HELD_OUT) as partial, partial.open("wb") as file:
             np.save(file, flags)
+        if (self.place / WORK).exists():
+            for path in (self.place / WORK).iterdir():
+                path.unlink()
+            (self.place / WORK).rmdir()
         self._report(scale, scores)
-        for path in (self.place / WORK).glob("*"):
-            path.unlink()
-        (self.place / WORK).rmdir()
 
     def _fit(self, rows: Rows, held_out: Rows | None, labels: np.ndarray | None) -> None:
         """Fit, or read what was fitted before the run was stopped."""
-        folder, work = self.place / FITTED, make_folder(self.place / WORK)
+        folder = self.place / FITTED
         if (folder / CONFIG).exists():
             self.one = Decomposition.load(folder)
             return
-        self.one.fit(rows, held_out=held_out, labels=labels, folder=work, progress=self.progress, device=self.device)
+        self.one.fit(
+            rows, held_out=held_out, labels=labels, folder=self.place / WORK, progress=self.progress, device=self.device
+        )
         self.one.save(folder)
 
     def _encode(self, rows: Rows, flags: np.ndarray) -> dict[str, Scores]:
@@ -236,8 +241,10 @@ def _begin(place: Path, identity: dict[str, Any], store: Path | None) -> None:
                 f"{str(place)!r} holds a decomposition of other settings: {'; '.join(found[:6])}"
                 f"{' and more' * (len(found) > 6)}. Give another folder, or the same settings"
             )
-    elif any(path.name != LOCK for path in place.iterdir()):
+    elif any(path.name not in (LOCK, f".{RUN}.partial") for path in place.iterdir()):
         raise InputError(f"{str(place)!r} holds other files: give an empty folder, or one that does not exist")
+    for left in place.rglob(".*.partial"):
+        left.unlink()
     write_json(place / RUN, {"identity": identity, "store": None if store is None else str(store.absolute())})
 
 

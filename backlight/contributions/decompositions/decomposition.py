@@ -110,6 +110,7 @@ class Decomposition:
         others = None if held_out is None else _as_rows(held_out)
         if others is not None and others.shape[1] != rows.shape[1]:
             raise InputError(f"held-out rows have {others.shape[1]} channels, the others {rows.shape[1]}")
+        self.check(*rows.shape)
         self.state, self.history = {}, []
         place = None if folder is None else make_folder(Path(folder))
         work = Work(kept(rows), None if others is None else kept(others), self._classes(rows, labels), place, progress)
@@ -192,6 +193,10 @@ class Decomposition:
         """The number of modes for so many channels. Raises `InputError` for what is no number and no multiple."""
         return count_modes(self.n_modes, channels)
 
+    def check(self, n: int, channels: int) -> None:
+        """Raise `InputError` for settings that cannot be, or not with so many rows and channels."""
+        self.count(channels)
+
     def _fit(self, work: Work, device: torch.device) -> None:
         """Set `state`, the fitted tensors, and tell of each pass."""
         raise NotImplementedError
@@ -218,10 +223,10 @@ class Work:
     """What a fit is given."""
 
     rows: Rows
-    held_out: Rows | None
-    labels: Tensor | None
-    folder: Path | None
-    progress: Progress | None
+    held_out: Rows | None = None
+    labels: Tensor | None = None
+    folder: Path | None = None
+    progress: Progress | None = None
 
 
 def count_modes(n_modes: int | str, channels: int) -> int:

@@ -39,12 +39,16 @@ class KMeans(Decomposition):
     epochs: int = 300
     tolerance: float = 1e-4
 
-    def _fit(self, work: Work, device: torch.device) -> None:
-        n, channels = work.rows.shape
+    def check(self, n: int, channels: int) -> None:
         count = self.count(channels)
         if count > n:
             raise InputError(f"{count} centres of {n} rows: give fewer modes")
-        found, kept = moments(work.rows), Checkpoints(self, work)
+        if self.epochs < 1 or self.tolerance < 0:
+            raise InputError("epochs are at least 1, tolerance is not negative")
+
+    def _fit(self, work: Work, device: torch.device) -> None:
+        n, channels = work.rows.shape
+        count, found, kept = self.count(channels), moments(work.rows), Checkpoints(self, work)
         spread = float(found.squares.sum())
         enough = self.tolerance * spread / n / channels
         begun = kept.read()

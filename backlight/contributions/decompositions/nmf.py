@@ -41,14 +41,17 @@ class NMF(Decomposition):
     batch_size: int = 1024
     forget: float = 0.7
 
-    def _fit(self, work: Work, device: torch.device) -> None:
+    def check(self, n: int, channels: int) -> None:
+        super().check(n, channels)
         if self.epochs < 1 or self.batch_size < 1 or not 0 <= self.forget <= 1:
             raise InputError("epochs and batch_size are at least 1, forget lies in [0, 1]")
+
+    def _fit(self, work: Work, device: torch.device) -> None:
         n, channels = work.rows.shape
         count, found, kept = self.count(channels), moments(work.rows), Checkpoints(self, work)
         spread, begun = float(found.squares.sum()), kept.read()
         if begun is None:
-            self._check(work)
+            _refuse_negative(work)
             draw = generator(torch.device("cpu"), self.seed, 1)
             scale = (float(found.mean.mean()) / count) ** 0.5
             modes = (scale * torch.randn((count, channels), generator=draw).abs()).to(device)
@@ -89,14 +92,15 @@ class NMF(Decomposition):
         modes.copy_(top / bottom.clamp(min=TINY))
         return z
 
-    def _check(self, work: Work) -> None:
-        for start, piece in pieces(work.rows):
-            if (piece < 0).any():
-                row = start + int((piece < 0).any(1).nonzero()[0])
-                raise InputError(f"row {row} has negative entries: NMF takes the positive or the negative part alone")
-
     def _encode(self, x: Float[Tensor, "n C"]) -> Float[Tensor, "n K"]:
         return nonnegative_loadings(x, self.state["modes"])
+
+
+def _refuse_negative(work: Work) -> None:
+    for start, piece in pieces(work.rows):
+        if (piece < 0).any():
+            row = start + int((piece < 0).any(1).nonzero()[0])
+            raise InputError(f"row {row} has negative entries: NMF takes rows of the positive part alone")
 
 
 def nonnegative_loadings(

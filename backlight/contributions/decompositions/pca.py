@@ -31,12 +31,14 @@ class PCA(Decomposition):
 
     n_modes: int | str = "1x"
 
-    def _fit(self, work: Work, device: torch.device) -> None:
-        n, channels = work.rows.shape
+    def check(self, n: int, channels: int) -> None:
         count = self.count(channels)
         if count > channels or channels > LARGEST:
             raise InputError(f"PCA has at most as many modes as channels, {channels}, and {LARGEST}; got {count}")
-        found = moments(work.rows)
+
+    def _fit(self, work: Work, device: torch.device) -> None:
+        n, channels = work.rows.shape
+        count, found = self.count(channels), moments(work.rows)
         covariance = torch.zeros(channels, channels, dtype=torch.float64, device=device)
         for _, piece in pieces(work.rows):
             apart = piece.to(device).double() - found.mean.to(device)

@@ -50,9 +50,7 @@ class UnitSAE(TrainedDecomposition):
     def _revive(
         self,
         dead: Int[Tensor, "d"],
-        x: Float[Tensor, "d C"],
         residual: Float[Tensor, "d C"],
-        sample: Float[Tensor, "s C"],
     ) -> None:
         alive = torch.ones(len(self.state["bias"]), dtype=torch.bool, device=dead.device)
         alive[dead] = False
@@ -77,11 +75,14 @@ class ReLUSAE(UnitSAE):
     source: ClassVar[str] = "Bricken et al. 2023, Towards Monosemanticity"
     formula: ClassVar[str] = "z = relu(W (x - b) + c); x_hat = z D + b, |D_k| = 1; MSE + l1 / sqrt(C) sum |z|"
 
-    l1: float = 0.03
+    l1: float = 0.1
 
-    def _pass(self, x: Float[Tensor, "n C"], draw: torch.Generator, silent: Bool[Tensor, "K"]) -> Pass:
+    def check(self, n: int, channels: int) -> None:
+        super().check(n, channels)
         if self.l1 < 0:
             raise InputError(f"l1 is not negative, got {self.l1}")
+
+    def _pass(self, x: Float[Tensor, "n C"], draw: torch.Generator, silent: Bool[Tensor, "K"]) -> Pass:
         z = self._before(x).relu()
         decoded = z @ self.state["modes"] + self.state["offset"]
         loss = F.mse_loss(decoded.float(), x) + self.l1 * x.shape[1] ** -0.5 * z.sum(1).mean()

@@ -18,6 +18,7 @@ from backlight.shapes import Bool, Float, Int
 
 LAYERS = ("first", "second")
 EPSILON = 1e-5  # of the layer norms
+REVIVED = 0.3  # of a residual: many modes are revived at once, and may be on in the same rows
 
 
 @dataclass(kw_only=True)
@@ -30,7 +31,10 @@ class ThresholdSAE(TrainedDecomposition):
 
     `hidden`: width of the encoder, None for the number of channels. `nonnegative`: D is the ReLU of the stored tensor.
     `projected`: D is the stored tensor, begun as |D| and clamped at 0 after each step: under the ReLU an entry that
-    begins negative, half of them, has no gradient and stays 0.
+    begins negative, half of them, has no gradient and stays 0. `surrogate`: the share of the gradient that loadings
+    below the threshold get as if they were on; at 0, the paper's, a mode that is off in all rows stays off.
+    `revive_every` gives a dead mode 0.3 of what is missing of a row that is told badly, and needs the surrogate, which
+    turns the mode on there. The preset "revived" has all three.
     """
 
     source: ClassVar[str] = "CODEC, ICLR 2026, arXiv 2603.06557, section 4"
@@ -48,21 +52,34 @@ class ThresholdSAE(TrainedDecomposition):
             "drop_last": True,
             "epochs": 800,
         },
+        "revived": {
+            "projected": True,
+            "surrogate": 0.1,
+            "revive_every": 10,
+            "learning_rate": 1e-3,
+            "epochs": 100,
+        },
     }
-    per_mode: ClassVar[tuple[str, ...]] = ("head", "dictionary")
+    per_mode: ClassVar[tuple[str, ...]] = ("dictionary",)
 
     threshold: float = 0.9
     nonnegative: bool = True
     projected: bool = False
+    surrogate: float = 0.0
     hidden: int | None = None
     mode_penalty: float = 5e-5
     dropout: float = 0.05
     epochs: int = 300
     learning_rate: float = 5e-5
 
-    def _initial(self, work: Work, n_modes: int, draw: torch.Generator) -> dict[str, Tensor]:
+    def check(self, n: int, channels: int) -> None:
+        super().check(n, channels)
         if not 0 < self.threshold < 1 or not 0 <= self.dropout < 1 or self.mode_penalty < 0:
             raise InputError("threshold lies between 0 and 1, dropout in [0, 1), mode_penalty is not negative")
+        if self.surrogate < 0 or (self.revive_every and not self.surrogate):
+            raise InputError("revive_every needs a surrogate above 0, as 0.1: a mode that is off gets no gradient else")
+
+    def _initial(self, work: Work, n_modes: int, draw: torch.Generator) -> dict[str, Tensor]:
         channels = work.rows.shape[1]
         width = self.hidden or channels
         made = {}
@@ -77,7 +94,7 @@ class ThresholdSAE(TrainedDecomposition):
         return made
 
     def _pass(self, x: Float[Tensor, "n C"], draw: torch.Generator, silent: Bool[Tensor, "K"]) -> Pass:
-        z = self._codes(self._hidden(x, draw))
+        z = self._codes(self._hidden(x, draw), self.surrogate)
         dictionary = self._modes()
         decoded = z @ dictionary
         loss = F.mse_loss(decoded.float(), x) + self.mode_penalty * dictionary.abs().mean()
@@ -100,9 +117,11 @@ class ThresholdSAE(TrainedDecomposition):
             x = F.layer_norm(x.relu(), scale.shape, scale, shift, EPSILON)
         return x
 
-    def _codes(self, hidden: Float[Tensor, "n M"]) -> Float[Tensor, "n K"]:
+    def _codes(self, hidden: Float[Tensor, "n M"], surrogate: float = 0.0) -> Float[Tensor, "n K"]:
         s = F.linear(hidden, self.state["head"]).sigmoid()
-        return s * (s.detach() >= self.threshold)
+        on = s.detach() >= self.threshold
+        z = s * on
+        return z + surrogate * (s - s.detach()) * ~on if surrogate else z
 
     def _after_step(self) -> None:
         if self.projected:
@@ -111,16 +130,10 @@ class ThresholdSAE(TrainedDecomposition):
     def _revive(
         self,
         dead: Int[Tensor, "d"],
-        x: Float[Tensor, "d C"],
         residual: Float[Tensor, "d C"],
-        sample: Float[Tensor, "s C"],
     ) -> None:
-        hidden = self._hidden(x)
-        apart = hidden - self._hidden(sample).mean(0)
-        wanted = (1 + self.threshold) / 2  # of the row itself: half-way between the threshold and 1
-        along = (apart * hidden).sum(1, keepdim=True).clamp(min=1e-3)
-        self.state["head"][dead] = apart * (math.log(wanted / (1 - wanted)) / along)
-        self.state["dictionary"][dead] = residual.clamp(min=0) if self.nonnegative or self.projected else residual
+        missing = residual.clamp(min=0) if self.nonnegative or self.projected else residual
+        self.state["dictionary"][dead] = REVIVED * missing
 
 
 def _uniform(shape: tuple[int, ...], bound: float, draw: torch.Generator) -> Tensor:

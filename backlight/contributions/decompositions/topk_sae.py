@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlight.contributions.decompositions.decomposition import Work
 from backlight.contributions.decompositions.relu_sae import UnitSAE
 from backlight.contributions.decompositions.training import Pass
 from backlight.errors import InputError
@@ -32,10 +31,11 @@ class TopKSAE(UnitSAE):
     spare: int | None = None
     revive_every: int = 0
 
-    def _initial(self, work: Work, n_modes: int, draw: torch.Generator) -> dict[str, Tensor]:
-        if not 1 <= self.k <= n_modes:
-            raise InputError(f"k is from 1 to the number of modes, {n_modes}; got {self.k}")
-        return super()._initial(work, n_modes, draw)
+    def check(self, n: int, channels: int) -> None:
+        super().check(n, channels)
+        n_modes = self.count(channels)
+        if not 1 <= self.k <= n_modes or self.auxiliary < 0 or (self.spare is not None and self.spare < 1):
+            raise InputError(f"k is from 1 to the number of modes, {n_modes}, auxiliary not negative, spare at least 1")
 
     def _pass(self, x: Float[Tensor, "n C"], draw: torch.Generator, silent: Bool[Tensor, "K"]) -> Pass:
         before = self._before(x)

@@ -71,15 +71,19 @@ class TrainedDecomposition(Decomposition):
     def _revive(
         self,
         dead: Int[Tensor, "d"],
-        x: Float[Tensor, "d C"],
         residual: Float[Tensor, "d C"],
-        sample: Float[Tensor, "s C"],
     ) -> None:
-        """Set dead modes to rows `x` and what is missing of them; `sample`: rows of any kind."""
+        """Set dead modes to what is missing of as many rows."""
         raise NotImplementedError
 
+    def check(self, n: int, channels: int) -> None:
+        super().check(n, channels)
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"schedule is one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        if self.epochs < 1 or self.batch_size < 1 or self.revive_every < 0 or not self.learning_rate > 0:
+            raise InputError("epochs and batch_size are at least 1, learning_rate is positive, revive_every at least 0")
+
     def _fit(self, work: Work, device: torch.device) -> None:
-        _check(self)
         training = _Training(self, work, device)
         while training.epoch < self.epochs:
             training.run_epoch()
@@ -166,9 +170,9 @@ class _Training:
             return
         draw = generator(torch.device("cpu"), one.seed, 3, self.epoch)
         with torch.no_grad():
-            x, residual, sample = self._needy(len(dead), draw)
-            dead = dead[: len(x)]
-            one._revive(dead, x, residual, sample)
+            residual = self._needy(len(dead), draw)
+            dead = dead[: len(residual)]
+            one._revive(dead, residual)
             for name in one.per_mode:
                 moved = self.optimiser.state[self.trained[name]]
                 moved["exp_avg"][dead] = 0
@@ -176,8 +180,8 @@ class _Training:
         self.silent[dead] = 0
         self.revived += len(dead)
 
-    def _needy(self, most: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Distinct rows, drawn in proportion to their squared residual, what is missing of them, and all candidates."""
+    def _needy(self, most: int, draw: torch.Generator) -> Float[Tensor, "d C"]:
+        """What is missing of distinct rows, drawn in proportion to its square."""
         rows = self.work.rows
         if self.n > NEEDY:
             rows = Chosen(rows, torch.randperm(self.n, generator=draw)[:NEEDY].sort().values.numpy())
@@ -187,7 +191,7 @@ class _Training:
         count = min(most, int((need > 0).sum()))
         chosen = torch.multinomial(need, count, generator=draw) if count else torch.zeros(0, dtype=torch.long)
         chosen = chosen.to(self.device)
-        return sample[chosen], residual[chosen], sample
+        return residual[chosen]
 
     def save(self) -> None:
         """Keep a checkpoint."""
@@ -236,11 +240,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return isinstance(value, (bool, int, float, str))
-
-
-def _check(one: TrainedDecomposition) -> None:
-    """Raise `InputError` for settings that cannot be."""
-    if one.schedule not in SCHEDULES:
-        raise InputError(f"schedule is one of {', '.join(SCHEDULES)}, got {one.schedule!r}")
-    if one.epochs < 1 or one.batch_size < 1 or one.revive_every < 0 or not one.learning_rate > 0:
-        raise InputError("epochs and batch_size are at least 1, learning_rate is positive, revive_every at least 0")
