@@ -26,6 +26,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "srd.md",
         "evaluation.md",
         "metrics.md",
+        "contributions.md",
         "contribution-statistics.md",
         "modes.md",
     ],
