@@ -22,6 +22,7 @@ from backlight.contributions.control import ACTIONS, FILLS
 from backlight.contributions.control_directions import RANDOM, Direction
 from backlight.contributions.control_outcomes import Condition, Outcomes, donor_numbers, removed_at
 from backlight.contributions.control_trials import Trial
+from backlight.contributions.reduction import Layout
 from backlight.data.hierarchy import Concept
 from backlight.errors import InputError, UnknownNameError
 from backlight.evaluation.identity import combined_hash, differences, model_hash, plain, tensor_hash, versions
@@ -124,6 +125,7 @@ def control_curves(
     reference: Sequence[int] = (),
     seed: int = 0,
     batch_size: int = 64,
+    layouts: Mapping[str, Layout | str] | None = None,
     out: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[Told], None] = lambda told: None,
@@ -138,7 +140,7 @@ def control_curves(
         labels: of the samples, as the model numbers its classes.
         fill, values: what removed channels hold, by site (see `ChannelEdit`, `site_means`, `site_values`).
         reference: for "resample", which samples the values are of, so that none is its own donor.
-        seed: of the donors.
+        seed: of the donors. layouts: of sites, where they cannot be told (see `layout_of`).
         out: a folder for finished trials: the same call goes on there after a stop or a kill.
         settings: more that decides the numbers, as plain values, such as how concepts were chosen.
 
@@ -153,7 +155,7 @@ def control_curves(
         raise InputError(f"fill {fill!r} needs values for {sorted(set(sites) - set(given))}")
     given = {} if fill == "zero" else given
     numbers = donor_numbers(len(labels), reference) if fill == "resample" else None
-    outcomes = Outcomes(model, samples, labels, sites, prefix, fill, given, numbers, seed, batch_size)
+    outcomes = Outcomes(model, samples, labels, sites, prefix, fill, given, numbers, seed, batch_size, layouts or {})
     about = {"fill": fill, "seed": seed, **plain(dict(settings or {}))}
     found: list[_Measured] = []
     with _journal(out, lambda: _identity(outcomes, design, about, reference)) as journal:

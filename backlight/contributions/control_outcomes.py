@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backlight.contributions.control import ChannelEdit, control, site_layouts
+from backlight.contributions.control import ChannelEdit, control, site_layouts, site_values
 from backlight.contributions.reduction import Layout
 from backlight.engine.targets import output_tensor
 from backlight.errors import InputError
@@ -46,7 +46,7 @@ class Outcomes:
       model, where it holds the network that they are of (`network.` behind a front of pixels);
     - `labels`: a class for each sample;
     - `fill`, `values`, `seed`: see `ChannelEdit`, values by site;
-    - `numbers`: of the samples, for their donors.
+    - `numbers`: of the samples, for their donors; `layouts`: of sites, where they are known.
 
     Raises:
         InputError: a network in training mode, in which a sample's outcome depends on its batch mates.
@@ -62,6 +62,7 @@ class Outcomes:
     numbers: Sequence[int] | None = None
     seed: int = 0
     batch_size: int = 64
+    layouts: Mapping[str, Layout | str] = field(default_factory=dict)
     forwards: int = 0
     _known: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False)
     _lasting: set[bytes] = field(default_factory=set, repr=False)
@@ -109,20 +110,32 @@ class Outcomes:
         inputs = inputs.to(parameter.device, parameter.dtype)
         numbers = None if self.numbers is None else [self.numbers[int(place)] for place in places]
         removed = {site: one for site, one in condition.removed.items() if one.any()}
-        edits = {self.prefix + site: self._edit(site, one, inputs) for site, one in removed.items()}
+        if removed and not self._layouts:
+            self._look(inputs[:1], {site: len(one) for site, one in condition.removed.items()})
+        edits = {self.prefix + site: self._edit(site, one) for site, one in removed.items()}
         inside = control(self.model, edits, numbers) if edits else nullcontext()
         with torch.no_grad(), inside:
             logits = output_tensor(self.model(inputs))
         self.forwards += 1
         return hits(logits, torch.from_numpy(self.labels[places])).numpy()
 
-    def _edit(self, site: str, removed: np.ndarray, inputs: Tensor) -> ChannelEdit:
-        if not self._layouts:
-            found = site_layouts(self.model, inputs[:1], [self.prefix + one for one in self.sites])
-            self._layouts = dict(zip(self.sites, found.values(), strict=True))
+    def _edit(self, site: str, removed: np.ndarray) -> ChannelEdit:
         channels = [int(channel) for channel in np.flatnonzero(removed)]
         values = self.values.get(site)
         return ChannelEdit(channels, fill=self.fill, values=values, layout=self._layouts[site], seed=self.seed)
+
+    def _look(self, inputs: Tensor, widths: Mapping[str, int]) -> None:
+        """Find where the channels are, and that they are as many as are ordered."""
+        addresses = {self.prefix + site: self.layouts.get(site) for site in self.sites}
+        layouts = site_layouts(self.model, inputs, addresses)
+        values = site_values(self.model, inputs, addresses)
+        for site in self.sites:
+            layout = layouts[self.prefix + site]
+            there = layout.flattened(values[self.prefix + site]).shape[1]
+            if widths.get(site, there) != there:
+                what = "rows of heads, or of another network"
+                raise InputError(f"{widths[site]} channels were ordered at {site!r}, which has {there}: {what}")
+            self._layouts[site] = layout
 
 
 def hits(logits: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) -> Bool[Tensor, "N 2"]:

@@ -8,6 +8,7 @@ under the name of the first. For ablation, the more negative the more specific; 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -143,6 +144,7 @@ def area(values: Float[np.ndarray, "*axes F"], grid: Float[np.ndarray, "F"]) -> 
     return np.asarray(((values[..., 1:] + values[..., :-1]) / 2 * np.diff(grid)).sum(-1))
 
 
+@lru_cache(maxsize=8)
 def cluster_counts(groups: tuple[str, ...], resamples: int, seed: int) -> Float[np.ndarray, "R T"]:
     """How often each trial counts in each resample: groups are drawn with replacement, with all their trials."""
     _, members = np.unique(np.array(groups), return_inverse=True)

@@ -86,8 +86,13 @@ def planted(tmp_path: Path) -> Any:
 def design_of(planted: Any, few: bool = False, **changes: Any) -> Design:
     directions = directions_of([planted.decomposed], CONCEPTS, random=2)
     directions = [directions[0], directions[-1]] if few else directions
-    given = {"trials": every_concept(planted.labels, CONCEPTS), "places": [["conv"]], "fractions": FRACTIONS}
-    return Design(CONCEPTS, directions, **(given | changes))
+    given = {
+        "directions": directions,
+        "trials": every_concept(planted.labels, CONCEPTS),
+        "places": [["conv"]],
+        "fractions": FRACTIONS,
+    }
+    return Design(CONCEPTS, **(given | changes))
 
 
 def run(planted: Any, design: Design, **settings: Any) -> ControlCurves:
@@ -164,8 +169,8 @@ def test_each_condition_and_batch_costs_one_forward(planted: Any) -> None:
             keys |= {(condition.key if condition.lasting else (trial, condition.key)) for condition in draws}
             shared |= {condition.key for condition in draws if condition.lasting}
     own = {key for key in keys if not isinstance(key, tuple) or key[1] not in shared}
-    assert planted.net.images == 24 * len(own) + 1  # one, to see where the channels are
-    assert planted.net.forwards == len(own) + 1
+    assert planted.net.images == 24 * len(own) + 2  # two, to see where the channels are
+    assert planted.net.forwards == len(own) + 2
 
 
 def test_results_do_not_depend_on_batches_or_images_of_other_trials(planted: Any) -> None:
@@ -223,7 +228,7 @@ def test_several_sites_are_one_place(planted: Any) -> None:
 
 def test_super_classes(planted: Any) -> None:
     concepts = [Concept(("low",), (0, 1)), Concept(("odd",), (1, 3))]
-    directions = directions_of([planted.decomposed], concepts, above=0.2, random=1)
+    directions = directions_of([planted.decomposed], concepts, above=0.5, random=1)
     assert "2 modes" in directions[0].notes[0]
     assert set(directions[0].orders["conv"][0, 0, :6].tolist()) == set(range(6))
     trials = every_concept(planted.labels, concepts)
@@ -419,6 +424,9 @@ def test_what_is_refused(planted: Any) -> None:
     for wrong in ((0.5, 0.1), (0.0, 0.5), (0.5, 1.0), ()):
         with pytest.raises(InputError, match="fractions"):
             design_of(planted, fractions=wrong)
+    heads = [Direction("heads", {"conv": torch.arange(5).expand(4, 1, -1)})]
+    with pytest.raises(InputError, match="5 channels were ordered at 'conv', which has 20"):
+        run(planted, design_of(planted, few=True, directions=heads))
     with pytest.raises(InputError, match="no channels"):
         design_of(planted, places=[["head"]])
     with pytest.raises(UnknownNameError, match="preserve"):
