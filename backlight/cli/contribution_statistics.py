@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from backlight.contributions.layer_statistics import StoreStatistics
 
 
+WIDE = 240  # columns
+
+
 class GroupedBy(StrEnum):
     """What class means go by."""
 
@@ -68,12 +71,12 @@ def _show(found: StoreStatistics) -> None:
     table = Table(box=HORIZONTALS)
     for name in head:
         short = name.replace("contributions", "contr.").replace("activations", "act.").replace("difference", "diff.")
-        table.add_column(escape(short), no_wrap=name == "site", justify="left" if name == "site" else "right")
+        table.add_column(escape(short), justify="left" if name == "site" else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     shown = Console(highlight=False)
     if not shown.is_terminal:  # a file, or another program, has room
-        shown.width = max(shown.width, shown.measure(table).maximum)
+        shown.width = WIDE
     shown.print(table)
     for note in notes(found):
         shown.print(escape(note), soft_wrap=True)

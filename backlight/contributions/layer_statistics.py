@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from backlight.contributions.heads import DRAWS, HeadSparsity, HeadTally
 from backlight.contributions.statistics import (
@@ -37,8 +38,8 @@ class Dimensions:
     They grow with the noise of means of few images, so they come with what bounds it.
 
     - `components`: of the means over all images; at most `limit` = min(classes - 1, channels);
-    - `halves`: of either half of every class's images; None where fewer than three classes have two images. Far above
-      `components`: more images a class would lower that, too;
+    - `halves`: of either half of every class's images; None where a class has one image alone, so that there are
+      fewer classes in them. Far above `components`: more images a class would lower that, too;
     - `permuted`: with the classes permuted over the images, what means of noise need.
     """
 
@@ -50,12 +51,17 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class QuantityStatistics:
-    """One quantity at one site. `values`: what the medians are of, by image, NaN where undefined."""
+    """One quantity at one site. `values`: what the medians are of, by image, NaN where undefined.
+
+    `hoyer` is of the net values P + N, in which what a channel says for and against cancels; `gross_hoyer` of P - N, in
+    which it adds up. Where only the first is high, few channels are left over, not few at work.
+    """
 
     site: str
     quantity: str
     channels: int
     hoyer: Median
+    gross_hoyer: Median
     sign_correlation: Median
     dimensions: Dimensions | None
     heads: HeadSparsity | None
@@ -64,11 +70,15 @@ class QuantityStatistics:
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """One site: its quantities, and `difference`: Hoyer's sparsity of the first minus the second, image by image."""
+    """One site: its quantities, and Hoyer's sparsity of the first minus the second, image by image.
+
+    `difference`: of net values; `gross_difference`: of P - N, without cancellation.
+    """
 
     site: str
     quantities: Mapping[str, QuantityStatistics]
     difference: Median | None
+    gross_difference: Median | None
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,9 @@ class StoreStatistics:
         layers = []
         for layer in self.layers:
             found = {name: {**_plain(one), "channels": one.channels} for name, one in layer.quantities.items()}
-            difference = None if layer.difference is None else asdict(layer.difference)
-            layers.append({"site": layer.site, "quantities": found, "hoyer_difference": difference})
+            differences = {"hoyer_difference": layer.difference, "gross_hoyer_difference": layer.gross_difference}
+            plain = {name: None if one is None else asdict(one) for name, one in differences.items()}
+            layers.append({"site": layer.site, "quantities": found, **plain})
         means = {"by": self.grouped_by, "classes": self.classes, "images": self.images, "fewest": self.fewest}
         return {"samples": self.samples, "class_means": means, "settings": dict(self.settings), "layers": layers}
 
@@ -167,7 +178,8 @@ def store_statistics(
             by_heads = heads if sites is not None or ATTENTION in site.lower() else None
             found[name] = _of_quantity(store, site, name, group, {**settings, "heads": by_heads})
         if found:
-            layers.append(LayerStatistics(site, found, _difference(list(found.values()), level)))
+            differences = [_difference(list(found.values()), name, level) for name in ("hoyer", "gross_hoyer")]
+            layers.append(LayerStatistics(site, found, *differences))
     if not layers:
         raise InputError(f"no site of {store!r} has {' or '.join(quantities)}")
     if heads is not None and not any(one.heads for layer in layers for one in layer.quantities.values()):
@@ -195,22 +207,25 @@ def _of_quantity(
     tally = None
     if heads is not None and channels % heads == 0:
         tally = HeadTally(channels, heads, settings["seed"], settings["draws"], settings["offset"])
-    sparsity, correlation = [], []
+    parts: dict[str, list[Tensor]] = {"hoyer": [], "gross_hoyer": [], "sign_correlation": []}
     for start in range(0, count, PIECE):
         p, n = (rows.read(start, min(start + PIECE, count)).double() for rows in (positive, negative))
         both = p + n
-        sparsity.append(hoyer(both, settings["offset"]))
-        correlation.append(sign_correlation(p, n))
+        parts["hoyer"].append(hoyer(both, settings["offset"]))
+        parts["gross_hoyer"].append(hoyer(p - n, settings["offset"]))
+        parts["sign_correlation"].append(sign_correlation(p, n))
         means.add(start, both)
         if tally is not None:
             tally.add(both)
-    values = {"hoyer": torch.cat(sparsity).numpy(), "sign_correlation": torch.cat(correlation).numpy()}
+    values = {name: torch.cat(part).numpy() for name, part in parts.items()}
+    medians = {name: Median.of(found, settings["level"]) for name, found in values.items()}
     return QuantityStatistics(
         site,
         quantity,
         channels,
-        Median.of(values["hoyer"], settings["level"]),
-        Median.of(values["sign_correlation"], settings["level"]),
+        medians["hoyer"],
+        medians["gross_hoyer"],
+        medians["sign_correlation"],
         _dimensions(means, channels, settings["share"]),
         None if tally is None else tally.found(settings["level"]),
         values,
@@ -223,21 +238,21 @@ def _dimensions(means: ClassMeans, channels: int, share: float) -> Dimensions | 
         return None
     halved = [means.means(way) for way in ("first", "second")]
     halves = None
-    if len(halved[0]) > 2:
+    if len(halved[0]) == len(means.classes):
         halves = principal_components(halved[0], share), principal_components(halved[1], share)
     own, permuted = (principal_components(means.means(way), share) for way in ("all", "permuted"))
     return Dimensions(own, min(len(means.classes) - 1, channels), halves, permuted)
 
 
-def _difference(found: Sequence[QuantityStatistics], level: float) -> Median | None:
+def _difference(found: Sequence[QuantityStatistics], name: str, level: float) -> Median | None:
     if len(found) < 2:
         return None
-    return Median.of(found[0].values["hoyer"] - found[1].values["hoyer"], level)
+    return Median.of(found[0].values[name] - found[1].values[name], level)
 
 
 def _plain(one: QuantityStatistics) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         return None if value is None else asdict(value)
 
-    names = ("hoyer", "sign_correlation", "dimensions", "heads")
+    names = ("hoyer", "gross_hoyer", "sign_correlation", "dimensions", "heads")
     return {name: plain(getattr(one, name)) for name in names}

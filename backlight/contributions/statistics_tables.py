@@ -73,15 +73,16 @@ def rows(statistics: StoreStatistics) -> Iterator[dict[str, Any]]:
                     beside = {"published": None if known is None else known[1][place]}
                     about = {"site": layer.site, "quantity": quantity, "channels": one.channels, "statistic": name}
                     yield {**dict.fromkeys(HEAD), **about, **values, **beside}
-            if layer.difference is not None:
-                first = next(iter(layer.quantities.values()))
-                names = " - ".join(layer.quantities)
-                about = {"site": layer.site, "quantity": names, "channels": first.channels, "statistic": "hoyer"}
-                yield {**dict.fromkeys(HEAD), **about, **_interval(layer.difference)}
+            first, names = next(iter(layer.quantities.values())), " - ".join(layer.quantities)
+            for name, found in (("hoyer", layer.difference), ("gross_hoyer", layer.gross_difference)):
+                if found is not None:
+                    about = {"site": layer.site, "quantity": names, "channels": first.channels, "statistic": name}
+                    yield {**dict.fromkeys(HEAD), **about, **_interval(found)}
 
 
 def _numbers(one: QuantityStatistics) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "hoyer", _interval(one.hoyer)
+    yield "gross_hoyer", _interval(one.gross_hoyer)
     yield "sign_correlation", _interval(one.sign_correlation)
     if one.dimensions is not None:
         halves = one.dimensions.halves or (None, None)
@@ -108,7 +109,7 @@ def columns(statistics: StoreStatistics, intervals: bool = True) -> tuple[list[s
     }
     head = ["site", "channels"]
     head += [f"Hoyer, {name}" for name in statistics.quantities]
-    head += ["Hoyer, difference"] if len(statistics.quantities) > 1 else []
+    head += ["Hoyer, difference", "gross difference"] if len(statistics.quantities) > 1 else []
     head += [f"r(P, -N), {name}" for name in statistics.quantities if signed[name]]
     head += [f"PCs, {name}" for name in statistics.quantities] if statistics.classes > 2 else []
     head += [f"heads, {name}" for name in statistics.quantities] if heads else []
@@ -116,14 +117,15 @@ def columns(statistics: StoreStatistics, intervals: bool = True) -> tuple[list[s
     for group in groups(statistics.layers):
         for place, layer in enumerate(group):
             cells = {"site": layer.site, "channels": str(next(iter(layer.quantities.values())).channels)}
-            cells["Hoyer, difference"] = "" if layer.difference is None else _shown(layer.difference, intervals, "+")
+            for name, found in (("Hoyer, difference", layer.difference), ("gross difference", layer.gross_difference)):
+                cells[name] = "" if found is None else _shown(found, intervals, "+")
             for name, one in layer.quantities.items():
                 known = {key: curve(group, name, key) for key in ("hoyer", "sign_correlation", "dimensions")}
-                beside = {key: "" if found is None else f" ({found[1][place]:.4g})" for key, found in known.items()}
+                beside = {key: "" if its is None else f" ({its[1][place]:.4g})" for key, its in known.items()}
                 cells[f"Hoyer, {name}"] = _shown(one.hoyer, intervals) + beside["hoyer"]
                 cells[f"r(P, -N), {name}"] = _shown(one.sign_correlation, intervals) + beside["sign_correlation"]
-                found = one.dimensions
-                cells[f"PCs, {name}"] = "" if found is None else f"{found.components}{beside['dimensions']}"
+                means = one.dimensions
+                cells[f"PCs, {name}"] = "" if means is None else f"{means.components}{beside['dimensions']}"
                 cells[f"heads, {name}"] = _heads(one, intervals)
             table.append([cells.get(name, "") for name in head])
     return head, table
@@ -146,6 +148,8 @@ def notes(statistics: StoreStatistics) -> list[str]:
     """What a reader of the table must know."""
     level = f"{100 * statistics.settings['level']:g} %"
     found = [f"Medians over {statistics.samples} images, with {level} intervals over images (bootstrap)."]
+    if len(statistics.quantities) > 1:
+        found.append("Gross: of P - N, so that what a channel says for and against adds up, and does not cancel.")
     if statistics.classes > 2:
         share = f"{100 * statistics.settings['share']:g} %"
         found.append(

@@ -55,7 +55,9 @@ def statistics_figure(statistics: StoreStatistics, title: str = "") -> Figure:
 
 def _sparsity(axes: Axes, group: Sequence[LayerStatistics], statistics: StoreStatistics) -> None:
     for name, colour in zip(statistics.quantities, COLOURS, strict=False):
-        _draw(axes, group, name, colour, lambda one: one.hoyer)
+        _draw(axes, group, name, colour, lambda one: one.hoyer, label=name)
+        if any(layer.quantities[name].sign_correlation.n for layer in group if name in layer.quantities):
+            _draw(axes, group, name, colour, lambda one: one.gross_hoyer, style=":", label=f"{name}, gross: P − N")
         _draw_published(axes, group, name, "hoyer", colour)
     axes.set_title("sparsity over channels (Hoyer)", fontsize=9.5)
     axes.set_ylim(bottom=0)
@@ -99,7 +101,13 @@ def _heads(axes: Axes, group: Sequence[LayerStatistics], statistics: StoreStatis
 
 
 def _draw(
-    axes: Axes, group: Sequence[LayerStatistics], quantity: str, colour: str, read: Read, style: str = "-o"
+    axes: Axes,
+    group: Sequence[LayerStatistics],
+    quantity: str,
+    colour: str,
+    read: Read,
+    style: str = "-o",
+    label: str | None = None,
 ) -> None:
     """Medians where there are some, their intervals as bands."""
     found: Curve = []
@@ -118,7 +126,7 @@ def _draw(
         color=colour,
         markersize=3.5,
         linewidth=1.4,
-        label=None if style == ":" else quantity,
+        label=label,
     )
 
 

@@ -93,6 +93,11 @@ def test_the_three_kinds_of_a_vision_transformer(library: str, name: str, kind: 
         assert str(layout_of(values[site], model, site, size=(224, 224))) == "tokens+1"
 
 
+def test_the_mlp_over_channels_is_the_last_of_a_block() -> None:
+    sites = default_sites(built("timm", "mixer_s32_224"), "mlp")  # its first one is over tokens
+    assert list(sites) == [f"blocks.{i}.mlp_channels.fc2:input" for i in range(8)]
+
+
 def test_what_is_read_at_the_mlp_is_after_its_nonlinearity() -> None:
     timm = pytest.importorskip("timm")
     model = timm.create_model(VIT, img_size=32, depth=1, num_classes=5).eval()

@@ -215,6 +215,24 @@ def test_a_store_s_statistics_are_those_of_its_whole_matrices(store: Store, monk
         assert layer.difference.low > 0  # cubes of normal numbers are sparser than uniform ones
 
 
+def test_what_cancels_within_channels_is_sparse_net_and_not_gross(tmp_path: Path) -> None:
+    """All channels say 1 for and against, one of them 1 more for: net sparsity 1, gross nearly that of equal ones."""
+    p, n = torch.ones(20, 16), -torch.ones(20, 16)
+    p[torch.arange(20), torch.arange(20) % 16] += 1
+    active = torch.ones(20, 16), torch.zeros(20, 16)
+    store = Store.of(tmp_path / "s", {"a": {"contributions": (p, n), "activations": active}})
+    (layer,) = store_statistics(store, offset=0.0).layers
+    one = layer.quantities["contributions"]
+    gross = (4 - 33 / sqrt(15 * 4 + 9)) / 3
+    assert one.hoyer.median == pytest.approx(1)
+    assert one.gross_hoyer.median == pytest.approx(gross)
+    assert layer.difference is not None
+    assert layer.gross_difference is not None
+    assert layer.difference.median == pytest.approx(1)
+    assert layer.gross_difference.median == pytest.approx(gross)
+    assert layer.quantities["activations"].hoyer.median == pytest.approx(0)
+
+
 def test_dimensions_come_with_their_noise(tmp_path: Path) -> None:
     """Six classes on a plane: two components of means of many images, more of few, and more of permuted ones."""
     draw = torch.Generator().manual_seed(1)
@@ -231,6 +249,10 @@ def test_dimensions_come_with_their_noise(tmp_path: Path) -> None:
     assert dimensions[1].permuted == 5
     assert dimensions[0].components > 2
     assert dimensions[0].halves is not None
+    alone = made(tmp_path / "alone", {"a": (value[:13], value[:13])}, np.append(labels[:12], 6))
+    found = store_statistics(alone).layers[0].quantities["contributions"].dimensions
+    assert found is not None
+    assert found.halves is None  # the seventh class has one image: halves would be of fewer classes
 
 
 def test_heads_are_of_attention_alone_unless_sites_are_named(tmp_path: Path) -> None:
