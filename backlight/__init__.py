@@ -21,6 +21,7 @@ _ROOMS = {
     "backlight.engine": "attribute Attribution Coverage RuleSet running captured patched Target Logit Probability "
     "LogProbability TopK Contrast Entropy Surprisal Unit Point Line Noise WeightNoise Ascent",
     "backlight.contributions.contribution": "contribute Contributions",
+    "backlight.contributions.decompositions.decompose": "decompose Decomposed open_decomposed",
     "backlight.rules": "rule_set Relative",
     "backlight.methods.token_fields": "TokenFields",
     "backlight.robustness": "manipulate Manipulation Attack",

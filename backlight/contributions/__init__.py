@@ -13,6 +13,8 @@ from backlight.contributions.algorithms import (
 from backlight.contributions.collector import ContributionCollector
 from backlight.contributions.contribution import Contributions, contribute
 from backlight.contributions.correlation import correlate
+from backlight.contributions.decompositions import DECOMPOSITIONS, Decomposition
+from backlight.contributions.decompositions.decompose import Decomposed, decompose, open_decomposed
 from backlight.contributions.input_decomposition import (
     INPUT_DECOMPOSITIONS,
     ActGradMaps,
@@ -31,6 +33,7 @@ from backlight.contributions.sites import default_sites
 
 __all__ = [
     "ALGORITHMS",
+    "DECOMPOSITIONS",
     "DISPLAYS",
     "INPUT_DECOMPOSITIONS",
     "ActGrad",
@@ -41,6 +44,8 @@ __all__ = [
     "ContributionCollector",
     "ContributionMaps",
     "Contributions",
+    "Decomposed",
+    "Decomposition",
     "Display",
     "HiddenIntegratedGradients",
     "InputDecomposition",
@@ -58,6 +63,7 @@ __all__ = [
     "contribute",
     "contribution_maps",
     "correlate",
+    "decompose",
     "default_sites",
     "describe",
     "display_mask",
@@ -66,6 +72,7 @@ __all__ = [
     "map_masks",
     "masked",
     "mode_sets",
+    "open_decomposed",
     "reduce",
     "store_statistics",
     "top_channels",
