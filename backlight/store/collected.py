@@ -39,6 +39,10 @@ class Collected:
         """The sites, in order."""
         return tuple(dict.fromkeys(site for site, _ in (*self.rows, *self.positions)))
 
+    def __len__(self) -> int:
+        wide = [pair[0] for pair in self.rows.values()]
+        return len(next(iter((*wide, *self.positions.values(), *self.columns.values())), ()))
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Collected:
         """The same with every tensor changed."""
         return Collected(

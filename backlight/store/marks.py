@@ -63,7 +63,7 @@ def unfinished(marks: Mapping[int, Mark], samples: Samples, block: int) -> list[
         before = dict(zip(mark.names, mark.contents, strict=False))
         other = [name for name in now if name in before and content(samples, name) != before[name]]
         changed += [name for name in other if name not in mark.skipped]
-        if len(now) > len(mark.names) or other:
+        if len(now) > len(mark.names) or (other and len(now) == len(mark.names)):  # fewer would take rows away
             todo.append(number)
     if changed:
         more = f" and {len(changed) - 6} more" * (len(changed) > 6)

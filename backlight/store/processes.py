@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
@@ -60,13 +61,15 @@ class Processes:
                 yield News(number, death=_death(process.exitcode))
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers: those without a task by themselves, the others by force."""
+        for pipe in self._pipes.values():
+            pipe.close()
+        deadline = time.monotonic() + 1.0
         for process in self._processes.values():
+            process.join(max(0.0, deadline - time.monotonic()))
             process.terminate()
         for process in self._processes.values():
             process.join()
-        for pipe in self._pipes.values():
-            pipe.close()
 
 
 def _context() -> Any:

@@ -62,8 +62,7 @@ def with_label(collected: Collected, labels: Sequence[int | None] | None = None)
     """The same with a column "label"; -1 where there is none."""
     if LABEL in collected.columns:
         return collected
-    count = len(next(iter(collected.rows.values()))[0]) if collected.rows else 0
-    given = [None] * count if labels is None else labels
+    given = [None] * len(collected) if labels is None else labels
     column = torch.tensor([-1 if label is None else label for label in given], dtype=torch.int64)
     return Collected(
         collected.rows,

@@ -204,9 +204,11 @@ def test_another_order_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_smaller_limit_takes_nothing_away(tmp_path: Path) -> None:
-    small(tmp_path)
-    assert len(small(tmp_path, Numbered(3))) == 11
+    small(tmp_path, Numbered(broken=(9,)))
+    for few in (3, 10):  # in the second, the last block is cut short, and its broken sample mended
+        assert len(small(tmp_path, Numbered(few))) == 10
     assert Store.open(tmp_path).samples == 11
+    assert len(small(tmp_path)) == 11
 
 
 def test_one_call_at_a_time_writes_to_a_store_and_others_read_it(tmp_path: Path) -> None:
