@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from jaxtyping import install_import_hook
+from shape_checks import install
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,7 +16,7 @@ def _modules_with_shapes() -> list[str]:
     return [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
 
 
-_HOOK = install_import_hook(_modules_with_shapes(), "shape_checks.checked")  # before the package is imported
+install(_modules_with_shapes())  # before the package is imported
 
 import torch  # noqa: E402
 
