@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backlight.data.labelled import Sample
 from backlight.engine.targets import output_tensor
-from backlight.errors import BacklightError, MissingExtraError, TargetError, UnknownNameError
+from backlight.errors import BacklightError, MissingExtraError, NonFiniteError, TargetError, UnknownNameError
 from backlight.evaluation.identity import sample_seed
 from backlight.evaluation.journal import Failure
 from backlight.metrics.case import Case
@@ -171,7 +171,9 @@ class _Group:
 
     def _maps(self, name: str, rows: Sequence[int]) -> Tensor:
         found = self._case(rows, {name: _Explained({})}).map(name)
-        stacked(found, self.inputs[: len(rows)])  # raises where it is no map, or not finite
+        stacked(found, self.inputs[: len(rows)])  # raises where it is no map
+        if not bool(found.isfinite().all()):
+            raise NonFiniteError("a map to measure must be finite")
         if found.is_cuda:
             torch.cuda.synchronize(found.device)
         return found

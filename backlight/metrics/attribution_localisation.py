@@ -11,7 +11,7 @@ from torch import Tensor
 from backlight.errors import UnknownNameError
 from backlight.metrics.allowed import Check, one_of
 from backlight.metrics.case import Case
-from backlight.metrics.masks import boxed
+from backlight.metrics.masks import boxed, refuse_other_masks
 from backlight.metrics.metric import Metric
 from backlight.metrics.relevance import PARTS, UNITS, of_each_method, part_of
 from backlight.shapes import Bool, Float
@@ -44,11 +44,12 @@ def attribution_localisation(
             1, and small objects can score more.
 
     Raises:
-        InputError: maps that do not lie on the masks.
+        InputError: other masks, or maps that do not lie on them.
         UnknownNameError: another part, region or unit.
     """
     if region not in REGIONS:
         raise UnknownNameError("region", region, REGIONS)
+    refuse_other_masks(masks)
     held = boxed(masks) if region == "box" else masks
     area = held.flatten(1).double().mean(-1)
 

@@ -13,7 +13,7 @@ from backlight.errors import UnknownNameError
 from backlight.metrics.allowed import NOT_NEGATIVE, Check, one_of
 from backlight.metrics.case import Case
 from backlight.metrics.correlation import precise
-from backlight.metrics.maps import stacked
+from backlight.metrics.maps import finite, stacked
 from backlight.metrics.metric import Metric
 from backlight.metrics.scorer import BATCH_SIZE, Scorer
 from backlight.shapes import Float
@@ -61,7 +61,7 @@ def completeness_error(
         totals = (precise(maps) * precise(x if start is None else x - start)).flatten(2).sum(-1)
     else:
         given = attributions[None] if single else attributions
-        totals = precise(given).flatten(2).sum(-1)
+        totals = torch.where(finite(maps, 2), precise(given).flatten(2).sum(-1).to(maps.device), torch.nan)
     gain = scorer.scores
     if start is not None:
         gain = gain - scorer.versions(1, lambda rows, _: start[rows])[:, 0]

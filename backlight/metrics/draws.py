@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from backlight.errors import InputError
 from backlight.shapes import Float
 
-Seed = int | Sequence[int]
+Seed = int | Sequence[int] | np.ndarray | Tensor
+
+
+def whole(seed: Any) -> int | list[int]:
+    """One seed, or one a sample, as whole numbers of Python.
+
+    Raises:
+        InputError: anything else.
+    """
+    given = seed.tolist() if isinstance(seed, (Tensor, np.ndarray)) else seed
+    many = isinstance(given, Sequence) and not isinstance(given, str)
+    found = []
+    for one in given if many else [given]:
+        if not isinstance(one, Integral) or isinstance(one, bool) or not -(2**63) <= int(one) < 2**63:
+            raise InputError(f"a seed is a whole number of 64 bits, or a sequence of one for each sample, got {seed!r}")
+        found.append(int(one))
+    return found if many else found[0]
 
 
 def generators(seed: Seed, samples: int) -> list[torch.Generator]:
     """One generator a sample, on the CPU. An int gives every sample the same draws; a sequence, each its own.
 
     Raises:
-        InputError: a number of seeds that is not the number of samples.
+        InputError: a number of seeds that is not the number of samples, or no whole numbers.
     """
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * samples
+    own = whole(seed)
+    seeds = own if isinstance(own, list) else [own] * samples
     if len(seeds) != samples:
         raise InputError(f"{len(seeds)} seeds for {samples} samples")
-    return [torch.Generator().manual_seed(int(one)) for one in seeds]
+    return [torch.Generator().manual_seed(one) for one in seeds]
 
 
 def further(seed: Seed, number: int) -> Seed:
     """The seeds of the stream of draws with this number; number 0 is `seed` itself."""
-    step = 1_000_003 * number
-    return [one + step for one in seed] if isinstance(seed, Sequence) else seed + step
+    step, own = 1_000_003 * number, whole(seed)
+    return [one + step for one in own] if isinstance(own, list) else own + step
 
 
 def drawn(seed: Seed, samples: int, draw: Callable[[torch.Generator], Tensor], like: Tensor) -> Tensor:
@@ -36,7 +56,7 @@ def drawn(seed: Seed, samples: int, draw: Callable[[torch.Generator], Tensor], l
 
     Where all samples have one seed, there is one draw, which they share: read it only.
     """
-    found = torch.stack([draw(one) for one in generators(seed, samples if isinstance(seed, Sequence) else 1)])
+    found = torch.stack([draw(one) for one in generators(seed, samples if isinstance(whole(seed), list) else 1)])
     found = found.to(like) if found.is_floating_point() else found.to(like.device)
     return found.expand(samples, *found.shape[1:])
 

@@ -17,7 +17,7 @@ from backlight.metrics.canvas import CANVASES, Canvas, canvas_of
 from backlight.metrics.case import Case
 from backlight.metrics.correlation import precise
 from backlight.metrics.draws import Seed
-from backlight.metrics.maps import region_sums, stacked
+from backlight.metrics.maps import finite, region_sums, stacked
 from backlight.metrics.metric import Metric
 from backlight.metrics.patches import grid, pixels
 from backlight.metrics.scorer import BATCH_SIZE, Scorer
@@ -97,6 +97,7 @@ def replacement_curve(
     groups = ordered_blocks(maps, sums, steps, absolute=absolute, descending=True)
     ground = canvas_of(canvas, scorer.inputs, seed, sigma)
     scores = _normalised(_scores(scorer, groups, regions, ground, insert), insert, normalise)
+    scores = torch.where(finite(maps, 2)[..., None].cpu(), scores, torch.nan)
     done = blocks_of_ranks(count, steps).bincount().cumsum(0).double() / count
     return Curve(scores[0] if single else scores, torch.cat((torch.zeros(1, dtype=done.dtype), done)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backlight.errors import InputError, NonFiniteError
+from backlight.errors import InputError
 from backlight.metrics.correlation import precise
 from backlight.shapes import Float
 
@@ -14,11 +14,11 @@ def stacked(attributions: Tensor, inputs: Float[Tensor, "N C *space"]) -> tuple[
     """Maps of M methods, and whether the axis of methods was added here.
 
     `attributions`: `[N, C, *space]`, `[N, 1, *space]` (one value a position stands for every channel), or either with a
-    leading axis of methods.
+    leading axis of methods. A map with an entry that is not finite becomes NaN throughout, and so will its scores: it
+    has none, and the others keep theirs.
 
     Raises:
         InputError: another shape.
-        NonFiniteError: NaN or infinite entries.
     """
     single = attributions.ndim == inputs.ndim
     maps = attributions[None] if single else attributions
@@ -28,9 +28,15 @@ def stacked(attributions: Tensor, inputs: Float[Tensor, "N C *space"]) -> tuple[
             f"expected attributions {list(inputs.shape)}, with one channel or all, and perhaps an axis of methods "
             f"before, got {list(attributions.shape)}"
         )
-    if not bool(maps.isfinite().all()):
-        raise NonFiniteError("a map to measure must be finite")
+    known = finite(maps, 2)
+    if not bool(known.all()):
+        maps = torch.where(known.reshape(*known.shape, *(1,) * (maps.ndim - 2)), maps, torch.nan)
     return maps.detach().to(inputs.device).expand(-1, -1, inputs.shape[1], *(-1,) * (inputs.ndim - 2)), single
+
+
+def finite(maps: Tensor, axis: int) -> Tensor:
+    """Whether all entries from this axis on are finite, for each of those before."""
+    return maps.isfinite().flatten(axis).all(-1)
 
 
 def positions(maps: Float[Tensor, "*M N C H W"]) -> Float[Tensor, "*M N H W"]:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backlight.errors import InputError
 from backlight.shapes import Bool, Int
+
+
+def refuse_other_masks(masks: Any) -> None:
+    """Raise `InputError` where masks are not bool `[N, H, W]`."""
+    if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.ndim != 3:
+        what = f"{masks.dtype} {list(masks.shape)}" if isinstance(masks, Tensor) else type(masks).__name__
+        raise InputError(f"expected masks [N, H, W] of torch.bool, True where the object is, got {what}")
 
 
 def dilated(masks: Bool[Tensor, "N H W"], radius: float) -> Bool[Tensor, "N H W"]:

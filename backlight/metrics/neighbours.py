@@ -11,9 +11,9 @@ from torch import Tensor
 
 from backlight.errors import InputError
 from backlight.metrics.correlation import precise
-from backlight.metrics.draws import Seed, generators
+from backlight.metrics.draws import Seed, generators, whole
 from backlight.metrics.explainers import Explainer, as_explainer, decided, explained
-from backlight.metrics.maps import stacked
+from backlight.metrics.maps import finite, stacked
 from backlight.metrics.scorer import BATCH_SIZE
 from backlight.shapes import Float, Int
 
@@ -73,6 +73,7 @@ class Neighbours:
             found = precise(made_by(versions, target.rows(rows))).flatten(1)
             at = rows.to(kept.device)
             moved = change(kept[at], found, precise(versions).flatten(1) - precise(x[at.to(x.device)]).flatten(1))
+            moved = torch.where(finite(found, 1) & finite(kept[at], 1), moved, torch.nan)
             for row, one in zip(rows.tolist(), moved.cpu(), strict=True):
                 worst[row] = torch.maximum(worst[row], one)  # NaN stays
         return worst
@@ -97,7 +98,8 @@ class Neighbours:
 
     def _reseeded(self, explainer: Explainer, samples: int) -> Iterator[tuple[Explainer, Tensor]]:
         """The explainer's seed comes from the draw's number and the sample's seed: samples of equal seeds share it."""
-        seeds = [self.seed] * samples if isinstance(self.seed, int) else list(self.seed)
+        own = whole(self.seed)
+        seeds = own if isinstance(own, list) else [own] * samples
         for number in range(self.draws):
             for own in dict.fromkeys(seeds):
                 made_by = explainer.reseeded((1_000_003 * (own + 1) + number) % 2**31)

@@ -11,7 +11,7 @@ from torch import Tensor
 from backlight.errors import InputError, UnknownNameError
 from backlight.metrics.allowed import NOT_NEGATIVE, Check, one_of
 from backlight.metrics.case import Case
-from backlight.metrics.masks import dilated
+from backlight.metrics.masks import dilated, refuse_other_masks
 from backlight.metrics.metric import Metric
 from backlight.metrics.relevance import of_each_method
 from backlight.shapes import Bool, Float
@@ -36,13 +36,14 @@ def pointing_game(
             where one of them does, as in Quantus, where a constant map always hits.
 
     Raises:
-        InputError: a negative tolerance, or maps that do not lie on the masks.
+        InputError: a negative tolerance, other masks, or maps that do not lie on them.
         UnknownNameError: another way with ties.
     """
     if ties not in TIES:
         raise UnknownNameError("way with ties", ties, TIES)
     if not tolerance >= 0:
         raise InputError(f"the tolerance must be at least 0 pixels, got {tolerance}")
+    refuse_other_masks(masks)
     radius = tolerance * min(masks.shape[1:]) if tolerance < 1 else tolerance
     wide = dilated(masks, radius).flatten(1)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +29,7 @@ def random_logit(
     explain: Any,
     inputs: Float[Tensor, "N C *space"],
     target: Any,
-    others: int | Tensor,
+    others: int | Tensor | Sequence,
     *,
     attributions: Tensor | None = None,
     similarity: str = "pearson",
@@ -55,14 +57,14 @@ def random_logit(
         `[N]` in [-1, 1]; NaN where one of the maps is constant.
 
     Raises:
-        InputError: no other class, or a target that is left to the output.
+        InputError: no other class, other classes of another shape, or a target that is left to the output.
         TargetError: a target that is not one class.
     """
     explainer, chosen, x = as_explainer(explain), decided(target, len(inputs)), inputs.detach()
     classes = target_classes(chosen, x)
     found = explained(explainer, x, chosen, batch_size) if attributions is None else attributions
     stacked(found, x)  # refuses what does not fit
-    table = random_classes(classes, others, seed) if isinstance(others, int) else others.reshape(len(x), -1).cpu()
+    table = random_classes(classes, int(others), seed) if isinstance(others, Integral) else _table(others, len(x))
     if bool((table == classes[:, None]).any()):
         raise InputError("one of the other classes is the target")
     alike = torch.empty(table.numel(), dtype=torch.float64)
@@ -73,6 +75,17 @@ def random_logit(
         maps = explainer(x[at], other)
         alike[flat] = map_similarity(found[rows.to(found.device)], maps.to(found.device), similarity, absolute)
     return alike.reshape(table.shape).nanmean(1)
+
+
+def _table(others: Any, samples: int) -> Int[Tensor, "N R"]:
+    """Other classes as `[N, R]`, on the CPU."""
+    found = torch.as_tensor(others)
+    if found.is_floating_point() or found.ndim not in (1, 2) or len(found) != samples or not found.numel():
+        raise InputError(
+            f"the other classes are a number of classes, or class indices [N] or [N, R] of {samples} samples, "
+            f"got {found.dtype} {list(found.shape)}"
+        )
+    return found.reshape(samples, -1).long().cpu()
 
 
 def target_classes(target: Any, inputs: Float[Tensor, "N C *space"]) -> Int[Tensor, "N"]:

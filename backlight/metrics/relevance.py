@@ -9,7 +9,7 @@ from torch import Tensor
 
 from backlight.errors import InputError, UnknownNameError
 from backlight.metrics.correlation import precise
-from backlight.metrics.maps import positions, stacked
+from backlight.metrics.maps import finite, positions, stacked
 from backlight.shapes import Bool, Float
 
 PARTS = ("positive", "absolute")
@@ -31,14 +31,15 @@ def of_each_method(
 ) -> Float[Tensor, "*M N"]:
     """`score(values)`, `[N, C, H, W]` in double precision to `[N]`, of each method in turn: one is in memory at a time.
 
+    NaN where a map has an entry that is not finite.
+
     Args:
         attributions: `[N, C, H, W]`, or with a leading axis of methods.
         unit: "position", the signed sum over channels (C = 1); "feature", every entry by itself.
         masks: that the maps must lie on.
 
     Raises:
-        InputError: maps of another shape, or not of the masks'.
-        NonFiniteError: NaN or infinite entries.
+        InputError: maps of another shape, or not of the masks'; masks that are not bool `[N, H, W]`.
         UnknownNameError: another unit.
     """
     if unit not in UNITS:
@@ -49,5 +50,5 @@ def of_each_method(
     shape = (count, channels, *sides) if masks is None else (len(masks), channels, *masks.shape[1:])
     maps, single = stacked(attributions, torch.zeros((), device=attributions.device).expand(shape))
     values = (positions(of_method)[:, None] if unit == "position" else precise(of_method) for of_method in maps)
-    scores = [score(one).double().cpu() for one in values]
+    scores = [torch.where(finite(one, 1), score(one), torch.nan).double().cpu() for one in values]
     return scores[0] if single else torch.stack(scores)

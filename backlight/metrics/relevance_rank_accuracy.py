@@ -11,6 +11,7 @@ from torch import Tensor
 from backlight.errors import UnknownNameError
 from backlight.metrics.allowed import Check, one_of
 from backlight.metrics.case import Case
+from backlight.metrics.masks import refuse_other_masks
 from backlight.metrics.metric import Metric
 from backlight.metrics.relevance import PARTS, of_each_method, part_of
 from backlight.shapes import Bool, Float, Int
@@ -32,11 +33,12 @@ def relevance_rank_accuracy(
         part: rank the "positive" part, all else being tied; "absolute" values; or "signed" ones, as Quantus.
 
     Raises:
-        InputError: maps that do not lie on the masks.
+        InputError: other masks, or maps that do not lie on them.
         UnknownNameError: another part.
     """
     if part not in RANKED:
         raise UnknownNameError("part of a map", part, RANKED)
+    refuse_other_masks(masks)
     inside = masks.flatten(1)
 
     def accuracy(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from backlight.errors import InputError, UnknownNameError
 from backlight.metrics.allowed import Check, one_of, within
 from backlight.metrics.case import Case
-from backlight.metrics.masks import boxes
+from backlight.metrics.masks import boxes, refuse_other_masks
 from backlight.metrics.metric import Metric
 from backlight.metrics.relevance import PARTS, of_each_method, part_of
 from backlight.metrics.relevance_rank_accuracy import strongest
@@ -51,7 +51,7 @@ def segmentation_overlap(
         images: the pictures in [0, 1], for "cut"; see `pictures`.
 
     Raises:
-        InputError: maps that do not lie on the masks, a quantile that is not in [0, 1), or no images for "cut".
+        InputError: other masks, maps that do not lie on them, a quantile that is not in [0, 1), or no images for "cut".
         UnknownNameError: another segment, shape or part.
         MissingExtraError: "cut" without OpenCV.
     """
@@ -61,6 +61,7 @@ def segmentation_overlap(
         raise UnknownNameError("shape", shape, SHAPES)
     if not 0 <= quantile < 1 or (segment == "cut" and images is None):
         raise InputError(f"needs a quantile in [0, 1), and images for a cut, got {quantile} and images={images!r:.20}")
+    refuse_other_masks(masks)
     objects = masks.flatten(1)
 
     def overlap(values: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,11 +12,11 @@ from torch import Tensor, nn
 
 import backlight
 from backlight.engine.targets import Logit, Probability
-from backlight.errors import InputError, ModelError, NonFiniteError, TargetError, UnknownNameError
+from backlight.errors import InputError, ModelError, TargetError, UnknownNameError
 from backlight.methods import method
 from backlight.metrics import METRICS, Case, Infidelity, Metric, as_explainer, metric
 from backlight.metrics.correlation import pearson, precise, ranks, spearman
-from backlight.metrics.draws import drawn, further, generators, normal, uniform
+from backlight.metrics.draws import drawn, further, generators, normal, uniform, whole
 from backlight.metrics.explainers import CaptumExplainer, FunctionExplainer, MethodExplainer, explained
 from backlight.metrics.fills import filled
 from backlight.metrics.maps import positions, region_sums, stacked
@@ -172,11 +174,13 @@ def test_maps_of_other_shapes_are_named(shape: tuple[int, ...], x: Tensor) -> No
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_maps_that_are_not_finite_are_refused(value: float, x: Tensor) -> None:
+def test_a_map_that_is_not_finite_is_nan_throughout_and_the_others_stay(value: float, x: Tensor) -> None:
     maps = x.clone()
     maps[1, 0, 2, 3] = value
-    with pytest.raises(NonFiniteError):
-        stacked(maps, x)
+    found = stacked(maps, x)[0][0]
+    assert found[1].isnan().all()
+    assert torch.equal(found[[0, 2]], x[[0, 2]])
+    assert maps[1].isfinite().sum() == x[1].numel() - 1  # what was given is not changed
 
 
 def test_sums_over_channels_and_regions_are_in_double_precision() -> None:
@@ -222,6 +226,25 @@ def test_what_does_not_vary_has_no_correlation(correlate: type, recwarn: pytest.
 def test_precision_and_ranks_of_what_is_no_number() -> None:
     assert precise(torch.zeros(2, dtype=torch.float16, requires_grad=True)).dtype == torch.float64
     assert ranks(torch.tensor([3.0, float("nan"), 1.0])).isnan().tolist() == [False, True, False]
+
+
+# ---------------------------------------------------------------------------------------------------- draws
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, lambda seeds: torch.tensor(seeds).int()])
+def test_seeds_may_be_any_sequence_of_whole_numbers(kind: Any, x: Tensor) -> None:
+    expected = uniform([3, 5, 7], (4,), 0.0, 1.0, x)
+    assert torch.equal(uniform(kind([3, 5, 7]), (4,), 0.0, 1.0, x), expected)
+    assert further(kind([3, 5, 7]), 2) == [one + 2_000_006 for one in (3, 5, 7)]
+    with pytest.raises(InputError, match="2 seeds for 3 samples"):
+        generators(kind([3, 5]), 3)
+
+
+def test_one_seed_may_be_of_any_kind_of_whole_number() -> None:
+    assert [whole(seed) for seed in (3, np.int64(3), np.array(3), torch.tensor(3))] == [3] * 4
+    for seed in (0.5, "3", None, True, 2**64, [1, 2.0], torch.tensor([1.0]), np.array([0.5]), torch.ones(2, 2).long()):
+        with pytest.raises(InputError, match="a seed is a whole number"):
+            whole(seed)
 
 
 # ---------------------------------------------------------------------------------------------------- fills, patches

@@ -102,7 +102,8 @@ def test_lrp_leaves_nothing_on_the_modules_also_where_it_fails(wrapped: bool) ->
     before = traces(good)
     first = explain(good, x)
     assert [names for names, _ in traces(good)] == [names for names, _ in before]
-    assert all(torch.equal(*pair) for (_, a), (_, b) in zip(traces(good), before, strict=True) for pair in zip(a, b))
+    pairs = [pair for (_, a), (_, b) in zip(traces(good), before, strict=True) for pair in zip(a, b, strict=True)]
+    assert all(torch.equal(*pair) for pair in pairs)
     assert good[0].rule is rule  # which Captum takes away
     assert torch.equal(explain(good, x), first)
     del good[0].rule

@@ -217,6 +217,18 @@ def test_a_gpu_gives_the_score_of_the_cpu(name: str, preset: str) -> None:
     assert close(made(name, preset)(case), plain(name, preset), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "preset"), DEFAULTS)
+def test_a_map_that_is_not_finite_has_no_score_and_the_others_keep_theirs(name: str, preset: str) -> None:
+    case = case_of(names=("gradient", "positions"))
+    for method_, (row, value) in {"gradient": (1, torch.nan), "positions": (2, -torch.inf)}.items():
+        maps = case.map(method_).clone()
+        maps[row, 0, 3, 4] = value
+        case._maps[method_] = maps
+    found, expected = made(name, preset)(case), plain(name, preset)[[0, 2]].clone()
+    expected[0, 1] = expected[1, 2] = torch.nan
+    assert close(found, expected)
+
+
 # ---------------------------------------------------------------------------------------------------- leave no trace
 
 

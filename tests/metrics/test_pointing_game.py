@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
-from backlight.errors import InputError, NonFiniteError, UnknownNameError
+from backlight.errors import InputError, UnknownNameError
 from backlight.metrics import Case
 from backlight.metrics.masks import boxed, boxes, dilated
 from backlight.metrics.pointing_game import PointingGame, pointing_game
@@ -139,7 +140,9 @@ def test_what_cannot_be_scored() -> None:
         pointing_game(peaks((0, 0)), square(2))
     with pytest.raises(InputError, match="expected maps"):
         pointing_game(peaks((0, 0))[0], square())
-    with pytest.raises(NonFiniteError):
-        pointing_game(peaks((0, 0)) * torch.nan, square())
+    assert pointing_game(peaks((0, 0)) * torch.nan, square(), ties="any").isnan().all()
+    for masks in (square().float(), square().long(), square()[0], square()[None]):
+        with pytest.raises((InputError, TypeCheckError)):
+            pointing_game(peaks((0, 0)), masks)
     with pytest.raises(UnknownNameError, match="way with ties"):
         pointing_game(peaks((0, 0)), square(), ties="al")

@@ -82,6 +82,16 @@ def test_other_similarities(absolute: bool) -> None:
         random_logit(Saliency(model), x, 0, 5, similarity="spearmann")
 
 
+def test_other_classes_may_be_lists() -> None:
+    net, x = network(), samples()
+    expected = random_logit(Saliency(net), x[:2], [0, 1], torch.tensor([[1, 2], [0, 2]]))
+    for others in ([[1, 2], [0, 2]], ((1, 2), (0, 2)), torch.tensor([[1, 2], [0, 2]]).int()):
+        assert torch.equal(random_logit(Saliency(net), x[:2], [0, 1], others), expected)
+    for others in ([1.0, 0.0], [1, 0, 2], torch.ones(2, 1, 1).long(), torch.zeros(2, 0).long()):
+        with pytest.raises(InputError, match=r"class indices \[N\] or \[N, R\] of 2 samples"):
+            random_logit(Saliency(net), x[:2], [0, 1], others)
+
+
 def test_random_classes_are_never_the_target_and_all_others_come() -> None:
     own = torch.arange(4).repeat(500)
     drawn = random_classes(own, 4, list(range(2000)))
