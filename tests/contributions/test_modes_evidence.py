@@ -82,6 +82,15 @@ def test_fixed_choices_are_pearsons_on_repeated_samples(monkeypatch: pytest.Monk
     assert got[0, 5] != 0
 
 
+def test_rounding_is_not_taken_for_a_variance() -> None:
+    """Columns that are constant on the samples that count, where sums of so many squares are not exact."""
+    rows = noise(1, 50).repeat(5000, 1)
+    rows[0] = noise(1, 50, seed=1)[0]
+    weights = torch.randint(0, 4, (3, 5000), generator=torch.Generator().manual_seed(1)).float()
+    weights[:, 0] = 0
+    assert not with_fixed(TensorRows(rows), classes(5000, 4), torch.zeros(50, dtype=torch.long), weights).any()
+
+
 def test_modes_minus_channels_is_paired_and_signed() -> None:
     masks, rows = classes(), noise()
     planted = rows + 1.0 * masks.repeat(1, 4).float()
