@@ -243,6 +243,15 @@ def test_entries_that_begin_negative_stay_zero_under_the_relu_and_not_when_proje
     assert (begun >= 0).all()
 
 
+def test_rows_that_modes_cannot_add_up_to_are_refused() -> None:
+    x, _ = planted(40, channels=6)
+    for settings in ({}, {"projected": True}):
+        with pytest.raises(InputError, match=r"row 0 has negative entries.*nonnegative=False"):
+            ThresholdSAE(**settings, epochs=1).fit(x - 1)
+    one = ThresholdSAE.preset("revived", nonnegative=False, epochs=1).fit(x - 1)
+    assert (one.modes < 0).any()
+
+
 def test_schedules_change_the_rate() -> None:
     x, _ = planted(20, channels=4)
     one = ThresholdSAE(epochs=30, schedule="step", hidden=3, n_modes=4)

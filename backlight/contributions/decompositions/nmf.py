@@ -10,12 +10,12 @@ from torch import Tensor
 
 from backlight.contributions.decompositions.checkpoints import Checkpoints
 from backlight.contributions.decompositions.decomposition import Decomposition, Epoch, Work
-from backlight.contributions.decompositions.scaling import moments
+from backlight.contributions.decompositions.scaling import moments, refuse_negative
 from backlight.contributions.decompositions.scores import score
 from backlight.contributions.decompositions.training import generator
 from backlight.errors import InputError
 from backlight.shapes import Float
-from backlight.store.rows import pieces, shuffled
+from backlight.store.rows import shuffled
 
 TINY = 1.1920929e-07  # in place of a denominator that is 0
 SOLVE = 30  # updates of a batch's loadings, at most
@@ -51,7 +51,7 @@ class NMF(Decomposition):
         count, found, kept = self.count(channels), moments(work.rows), Checkpoints(self, work)
         spread, begun = float(found.squares.sum()), kept.read()
         if begun is None:
-            _refuse_negative(work)
+            refuse_negative(work.rows, "NMF takes rows of the positive part alone")
             draw = generator(torch.device("cpu"), self.seed, 1)
             scale = (float(found.mean.mean()) / count) ** 0.5
             modes = (scale * torch.randn((count, channels), generator=draw).abs()).to(device)
@@ -94,13 +94,6 @@ class NMF(Decomposition):
 
     def _encode(self, x: Float[Tensor, "n C"]) -> Float[Tensor, "n K"]:
         return nonnegative_loadings(x, self.state["modes"])
-
-
-def _refuse_negative(work: Work) -> None:
-    for start, piece in pieces(work.rows):
-        if (piece < 0).any():
-            row = start + int((piece < 0).any(1).nonzero()[0])
-            raise InputError(f"row {row} has negative entries: NMF takes rows of the positive part alone")
 
 
 def nonnegative_loadings(

@@ -79,6 +79,14 @@ def global_std(rows: Rows) -> float:
     return std
 
 
+def refuse_negative(rows: Rows, fix: str) -> None:
+    """Raise `InputError` where a row has negative entries, with what can be done."""
+    for start, piece in pieces(rows):
+        if (piece < 0).any():
+            row = start + int((piece < 0).any(1).nonzero()[0])
+            raise InputError(f"row {row} has negative entries: {fix}")
+
+
 def kept(rows: Rows, limit: int = KEPT) -> Rows:
     """The rows in memory, where they take at most `limit` bytes; else as they are."""
     n, channels = rows.shape

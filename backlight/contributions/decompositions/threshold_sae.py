@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlight.contributions.decompositions.decomposition import Work
+from backlight.contributions.decompositions.scaling import refuse_negative
 from backlight.contributions.decompositions.training import Pass, TrainedDecomposition
 from backlight.errors import InputError
 from backlight.shapes import Bool, Float, Int
@@ -29,12 +30,12 @@ class ThresholdSAE(TrainedDecomposition):
     closes. The loss is the mean squared error over batch and channels, and `mode_penalty` times the mean of |D|. With
     the threshold at 0.9 every loading is 0 or in [0.9, 1): codes are nearly binary.
 
-    `hidden`: width of the encoder, None for the number of channels. `nonnegative`: D is the ReLU of the stored tensor.
-    `projected`: D is the stored tensor, begun as |D| and clamped at 0 after each step: under the ReLU an entry that
-    begins negative, half of them, has no gradient and stays 0. `surrogate`: the share of the gradient that loadings
-    below the threshold get as if they were on; at 0, the paper's, a mode that is off in all rows stays off.
-    `revive_every` gives a dead mode 0.3 of what is missing of a row that is told badly, and needs the surrogate, which
-    turns the mode on there. The preset "revived" has all three.
+    `hidden`: width of the encoder, None for the number of channels. `nonnegative`: D is the ReLU of the stored tensor,
+    and rows must not be negative. `projected`: a non-negative D is the stored tensor itself, begun as |D| and clamped
+    at 0 after each step: under the ReLU an entry that begins negative, half of them, has no gradient and stays 0.
+    `surrogate`: the share of the gradient that loadings below the threshold get as if they were on; at 0, the paper's,
+    a mode that is off in all rows stays off. `revive_every` gives a dead mode 0.3 of what is missing of a row that is
+    told badly, and needs the surrogate, which turns the mode on there. The preset "revived" has all three.
     """
 
     source: ClassVar[str] = "CODEC, ICLR 2026, arXiv 2603.06557, section 4"
@@ -80,6 +81,8 @@ class ThresholdSAE(TrainedDecomposition):
             raise InputError("revive_every needs a surrogate above 0, as 0.1: a mode that is off gets no gradient else")
 
     def _initial(self, work: Work, n_modes: int, draw: torch.Generator) -> dict[str, Tensor]:
+        if self.nonnegative:
+            refuse_negative(work.rows, "modes that are not negative cannot add up to it; nonnegative=False takes any")
         channels = work.rows.shape[1]
         width = self.hidden or channels
         made = {}
@@ -89,7 +92,7 @@ class ThresholdSAE(TrainedDecomposition):
             made[f"{name}.scale"], made[f"{name}.shift"] = torch.ones(width), torch.zeros(width)
         made["head"] = _uniform((n_modes, width), width**-0.5, draw)
         made["dictionary"] = _uniform((n_modes, channels), math.sqrt(6 / (n_modes + channels)), draw)
-        if self.projected:
+        if self._clamped:
             made["dictionary"].abs_()
         return made
 
@@ -105,7 +108,11 @@ class ThresholdSAE(TrainedDecomposition):
 
     def _modes(self) -> Float[Tensor, "K C"]:
         stored = self.state["dictionary"]
-        return stored.relu() if self.nonnegative and not self.projected else stored
+        return stored.relu() if self.nonnegative and not self._clamped else stored
+
+    @property
+    def _clamped(self) -> bool:
+        return self.nonnegative and self.projected
 
     def _hidden(self, x: Float[Tensor, "n C"], draw: torch.Generator | None = None) -> Float[Tensor, "n M"]:
         for name in LAYERS:
@@ -124,7 +131,7 @@ class ThresholdSAE(TrainedDecomposition):
         return z + surrogate * (s - s.detach()) * ~on if surrogate else z
 
     def _after_step(self) -> None:
-        if self.projected:
+        if self._clamped:
             self.state["dictionary"].clamp_(min=0)
 
     def _revive(
@@ -132,7 +139,7 @@ class ThresholdSAE(TrainedDecomposition):
         dead: Int[Tensor, "d"],
         residual: Float[Tensor, "d C"],
     ) -> None:
-        missing = residual.clamp(min=0) if self.nonnegative or self.projected else residual
+        missing = residual.clamp(min=0) if self.nonnegative else residual
         self.state["dictionary"][dead] = REVIVED * missing
 
 
