@@ -21,6 +21,9 @@ _ROOMS = {
     "backlight.engine": "attribute Attribution Coverage RuleSet running captured patched Target Logit Probability "
     "LogProbability TopK Contrast Entropy Surprisal Unit Point Line Noise WeightNoise Ascent",
     "backlight.contributions.contribution": "contribute Contributions",
+    "backlight.contributions.control": "control ChannelEdit site_means site_values",
+    "backlight.contributions.control_export": "controlled save_program",
+    "backlight.contributions.control_study": "control_study",
     "backlight.contributions.decompositions.decompose": "decompose Decomposed open_decomposed",
     "backlight.rules": "rule_set Relative",
     "backlight.methods.token_fields": "TokenFields",

@@ -20,6 +20,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "engine.md",
         "rules.md",
         "class-activation.md",
+        "control.md",
         "baselines.md",
         "simonyan.md",
         "robustness.md",

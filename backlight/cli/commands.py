@@ -15,6 +15,7 @@ from backlight.cli import console
 from backlight.cli.benchmarking import benchmark
 from backlight.cli.contribution_maps import maps
 from backlight.cli.contribution_statistics import statistics
+from backlight.cli.control import control
 from backlight.cli.decomposition import decompose
 from backlight.cli.extraction import extract
 from backlight.cli.modes import modes
@@ -314,6 +315,7 @@ app.command()(extract)
 app.command()(decompose)
 app.command()(statistics)
 app.command()(modes)
+app.command()(control)
 app.command()(maps)
 
 

@@ -12,6 +12,11 @@ from backlight.contributions.algorithms import (
 )
 from backlight.contributions.collector import ContributionCollector
 from backlight.contributions.contribution import Contributions, contribute
+from backlight.contributions.control import ChannelEdit, control, site_means, site_values
+from backlight.contributions.control_curves import ControlCurves
+from backlight.contributions.control_export import controlled, folded, save_program
+from backlight.contributions.control_statistics import ControlStatistics
+from backlight.contributions.control_study import ControlStudy, control_study
 from backlight.contributions.correlation import correlate
 from backlight.contributions.decompositions import DECOMPOSITIONS, Decomposition
 from backlight.contributions.decompositions.decompose import Decomposed, decompose, open_decomposed
@@ -40,10 +45,14 @@ __all__ = [
     "ActGradMaps",
     "ActNormGrad",
     "Algorithm",
+    "ChannelEdit",
     "ChannelSet",
     "ContributionCollector",
     "ContributionMaps",
     "Contributions",
+    "ControlCurves",
+    "ControlStatistics",
+    "ControlStudy",
     "Decomposed",
     "Decomposition",
     "Display",
@@ -62,11 +71,15 @@ __all__ = [
     "class_sets",
     "contribute",
     "contribution_maps",
+    "control",
+    "control_study",
+    "controlled",
     "correlate",
     "decompose",
     "default_sites",
     "describe",
     "display_mask",
+    "folded",
     "layout_of",
     "map_faithfulness",
     "map_masks",
@@ -74,6 +87,9 @@ __all__ = [
     "mode_sets",
     "open_decomposed",
     "reduce",
+    "save_program",
+    "site_means",
+    "site_values",
     "store_statistics",
     "top_channels",
 ]
