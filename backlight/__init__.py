@@ -25,6 +25,8 @@ _ROOMS = {
     "backlight.contributions.control_export": "controlled save_program",
     "backlight.contributions.control_study": "control_study",
     "backlight.contributions.decompositions.decompose": "decompose Decomposed open_decomposed",
+    "backlight.contributions.collector": "ContributionCollector",
+    "backlight.store": "Store extract",
     "backlight.rules": "rule_set Relative",
     "backlight.methods.token_fields": "TokenFields",
     "backlight.robustness": "manipulate Manipulation Attack",

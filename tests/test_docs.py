@@ -30,6 +30,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "contributions.md",
         "contribution-statistics.md",
         "modes.md",
+        "decomposition.md",
+        "extraction.md",
     ],
 )
 def test_python_blocks_run(name: str) -> None:
