@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backlight.benchmarks.protocols import OBJECTS, PICTURES, Column, Protocol, Row
 from backlight.benchmarks.subjects import Subject, pictures
-from backlight.errors import BacklightError, ImageError, InputError
+from backlight.errors import BacklightError, ImageError, InputError, UnknownNameError
 from backlight.evaluation import Evaluation, Samples, Step, evaluate
 from backlight.evaluation.identity import plain
 from backlight.evaluation.journal import read_run, refuse_others
@@ -23,6 +23,7 @@ from backlight.metrics import Metric, metric
 from backlight.metrics.explainers import Explainer, MethodExplainer
 
 FEW = 4  # --quick takes one in so many samples for the metrics that repeat
+NEGATIVES = ("baseline", "all", "none")
 Progress = Callable[[str, Step], None]
 
 
@@ -33,7 +34,9 @@ def _silent(what: str, step: Step) -> None:
 @dataclass(frozen=True)
 class Options:
     """What a user chooses. `data`: labelled pictures; `masks`: of their objects. `limit`: the most samples, `few`: the
-    most for metrics that pass through the network anew for every method; None: the protocol's. `seed`: of all draws."""
+    most for metrics that pass through the network anew for every method; None: the protocol's. `seed`: of all draws.
+    `negatives`: of which rows they are measured too, one of `NEGATIVES`; None: the baseline's, and none where `quick`
+    takes few samples."""
 
     out: Path
     data: Path | None = None
@@ -45,6 +48,11 @@ class Options:
     images_at_once: int = 4
     batch_size: int = 32
     progress: Progress = _silent
+    negatives: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.negatives is not None and self.negatives not in NEGATIVES:
+            raise UnknownNameError("choice of negatives", self.negatives, NEGATIVES)
 
     def number(self, protocol: Protocol) -> int:
         """How many samples."""
@@ -106,7 +114,7 @@ def study(protocol: Protocol, subject: Subject, options: Options, given: Samples
     measured = {
         name: {label: _metric(one, options.quick) for label, one in columns.items()} for name, columns in stages
     }
-    settings = {name: _settings(protocol, subject, options, columns) for name, columns in stages}
+    settings = {name: _settings(protocol, subject, options, columns, explainers) for name, columns in stages}
     for name, folder in folders.items():  # all of them before anything is measured
         identity = identity_of(subject.model, samples[name], explainers, measured[name], **settings[name])
         refuse_others(folder, read_run(folder), identity)
@@ -210,11 +218,19 @@ def _first(samples: Samples) -> Any:
     raise InputError("none of the pictures can be read")
 
 
-def _settings(protocol: Protocol, subject: Subject, options: Options, columns: Mapping[str, Column]) -> dict[str, Any]:
+def _settings(
+    protocol: Protocol,
+    subject: Subject,
+    options: Options,
+    columns: Mapping[str, Column],
+    explainers: Mapping[str, Any],
+) -> dict[str, Any]:
     """The settings of `evaluate` that decide a stage's numbers."""
+    usual = not (options.quick and any(column.repeats for column in columns.values()))
+    negatives = {"all": list(explainers), "none": False, "baseline": True, None: usual}
     return {
         "controls": protocol.controls,
-        "negatives": not (options.quick and any(column.repeats for column in columns.values())),
+        "negatives": negatives[options.negatives],
         "baseline": protocol.baseline,
         "seed": options.seed,
         "settings": _described(protocol, subject, options),

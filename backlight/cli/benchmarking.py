@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,14 @@ benchmark = typer.Typer(
 )
 
 
+class Negated(StrEnum):
+    """Whose negatives are measured."""
+
+    baseline = "baseline"
+    all = "all"
+    none = "none"
+
+
 Models = Annotated[
     list[str] | None,
     typer.Option("--model", "-m", help="A name of `backlight models`; repeat, or A,B [default: the embedded ones]."),
@@ -41,6 +50,10 @@ Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the
 Seed = Annotated[int, typer.Option(help="Of all draws.")]
 Batch = Annotated[int, typer.Option(min=1, help="The most samples in one pass of the network.")]
 AtOnce = Annotated[int, typer.Option(min=1, help="Pictures that are explained together.")]
+Negatives = Annotated[
+    Negated | None,
+    typer.Option(help="Methods whose negatives are measured too [default: baseline; none where --quick takes few]."),
+]
 
 
 def _table(name: str, text: str) -> Callable[..., None]:
@@ -58,6 +71,7 @@ def _table(name: str, text: str) -> Callable[..., None]:
         device: OnDevice = Device.auto,
         batch_size: Batch = 32,
         images_at_once: AtOnce = 4,
+        negatives: Negatives = None,
         weights: Weights = None,
         random_weights: Random = False,
         classes: Classes = None,
@@ -67,7 +81,10 @@ def _table(name: str, text: str) -> Callable[..., None]:
 
         subjects = _subjects(model, weights, random_weights, classes, device)
         with stages() as tell:
-            options = Options(_folder(out), data, masks, quick, limit, few, seed, images_at_once, batch_size, tell)
+            options = Options(
+                _folder(out), data, masks, quick, limit, few, seed, images_at_once, batch_size, tell,
+                negatives and negatives.value,
+            )  # fmt: skip
             _show(getattr(tables, name)(subjects, options), out)
 
     return benchmark.command(name, help=text)(command)

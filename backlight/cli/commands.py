@@ -17,6 +17,7 @@ from backlight.cli.contribution_maps import maps
 from backlight.cli.contribution_statistics import statistics
 from backlight.cli.control import control
 from backlight.cli.decomposition import decompose
+from backlight.cli.evaluation import evaluate
 from backlight.cli.extraction import extract
 from backlight.cli.modes import modes
 from backlight.cli.options import (
@@ -54,13 +55,6 @@ class Along(StrEnum):
 
     pullback = "pullback"
     gradient = "gradient"
-
-
-class Explained(StrEnum):
-    """Which class is explained."""
-
-    label = "label"
-    prediction = "prediction"
 
 
 class Reduce(StrEnum):
@@ -249,67 +243,7 @@ def class_model(
         console.print_json(records)
 
 
-@app.command()
-def evaluate(
-    data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures with labels.csv, or a folder for each class.")],
-    methods: Annotated[
-        list[str] | None, typer.Option(help="A name of `backlight methods` [default: SoftPullback]; repeat, or A,B.")
-    ] = None,
-    metrics: Annotated[
-        list[str] | None, typer.Option(help="NAME or NAME:PRESET; repeat, or A,B [default: all of the preset].")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="The metrics' protocol: pullbacks, ierf, quantus, signed.")] = None,
-    model: Model = "efficientnet_lite0",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="The most pictures; a larger one later adds to them.")
-    ] = None,
-    out: Out = Path("out"),
-    baseline: Annotated[str | None, typer.Option(help="The method to compare with [default: the first].")] = None,
-    masks: Annotated[str | None, typer.Option(metavar="DIR", help="PNG masks of the objects, by picture name.")] = None,
-    target: Annotated[Explained, typer.Option("--target", "-t", help="Which class is explained.")] = Explained.label,
-    seed: Annotated[int, typer.Option(help="Of all draws of metrics and controls.")] = 0,
-    controls: Annotated[bool, typer.Option(help="Measure maps that explain nothing, too.")] = True,
-    images_at_once: Annotated[int, typer.Option(min=1, help="Pictures that are explained together.")] = 4,
-    batch_size: Annotated[int, typer.Option(min=1, help="The most samples in one pass of the network.")] = 32,
-    device: OnDevice = Device.auto,
-    format: Format = Kind.png,
-    json: Json = False,
-    temperature: Temperature = None,
-    weights: Weights = None,
-    random_weights: Random = False,
-    classes: Classes = None,
-    set: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the methods, or METHOD.NAME=VALUE.")
-    ] = None,
-    metric_set: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the metrics, or METRIC.NAME=VALUE.")
-    ] = None,
-) -> None:
-    """Measure explanations on labelled pictures: rows as they come, resumable; then tables and figures."""
-    from backlight.cli.evaluating import Evaluating, fitting, metrics_with_settings, show, written
-    from backlight.cli.networks import open_network
-    from backlight.cli.outputs import output_folder
-    from backlight.cli.settings import methods_with_settings
-    from backlight.data.labelled import LabelledFolder
-    from backlight.evaluation.tables import as_record
-
-    chosen = metrics_with_settings(metrics or [], metric_set or [], preset)
-    network = open_network(model, weights, random_weights, classes, device)
-    explainers = methods_with_settings(methods or ["SoftPullback"], set or [], network.front, temperature)
-    loaded, labelled = network.loaded, target is Explained.label
-    samples = LabelledFolder(data, loaded.classes, loaded.preprocessing, limit, masks, labelled)
-    chosen = fitting(chosen, samples, bool(metrics))
-    sizes = (seed, images_at_once, batch_size, format.value)
-    work = Evaluating(network, samples, explainers, chosen, out, baseline, target.value, controls, *sizes)
-    output_folder(out)
-    found = work.run()
-    files = written(found, format.value)
-    console.print_json({**as_record(found), "files": [*map(str, files)]}) if json else show(found)
-    console.say(f"{len(found.samples)} images -> {out}: results.parquet, " + ", ".join(path.name for path in files))
-    if found.skipped or found.failures:
-        raise typer.Exit(2)
-
-
+app.command()(evaluate)
 app.add_typer(benchmark)
 app.command()(extract)
 app.command()(decompose)

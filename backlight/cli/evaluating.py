@@ -11,20 +11,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import typer
 from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from backlight.cli.console import messages, report_error, say
+from backlight.cli.console import messages, print_json, report_error, say
 from backlight.cli.networks import Network
+from backlight.cli.outputs import output_folder
 from backlight.cli.settings import parse_setting, parse_typed, split
 from backlight.data.labelled import LabelledFolder
 from backlight.engine.sites import FEATURES
 from backlight.errors import BacklightError, InputError, UnknownNameError
 from backlight.evaluation import Evaluation, Failure, Step, evaluate
-from backlight.evaluation.tables import means
+from backlight.evaluation.tables import as_record, means
 from backlight.methods import Method, method
 from backlight.metrics import METRICS, Metric, metric
 from backlight.metrics.controls import is_control
@@ -35,7 +37,7 @@ LINE_EVERY = 60.0  # seconds between lines of news where there is no terminal fo
 
 @dataclass(frozen=True)
 class Evaluating:
-    """What is evaluated, and how. `baseline` None: the first method."""
+    """What is evaluated, and how. `baseline` None: the first method. `negatives`: as typed; None: the baseline's."""
 
     network: Network
     samples: LabelledFolder
@@ -43,12 +45,12 @@ class Evaluating:
     metrics: dict[str, Metric]
     out: Path
     baseline: str | None
+    negatives: list[str] | None
     target: str
     controls: bool
     seed: int
     images_at_once: int
     batch_size: int
-    kind: str
 
     def __post_init__(self) -> None:
         needy = [label for label, one in self.metrics.items() if "masks" in one.needs]
@@ -65,6 +67,7 @@ class Evaluating:
             "preprocessing": asdict(self.network.loaded.preprocessing),
             "target": self.target,
         }
+        output_folder(self.out)
         with news(len(self.samples)) as tell:
             return evaluate(
                 self.network.front,
@@ -73,13 +76,39 @@ class Evaluating:
                 self.metrics,
                 out=self.out,
                 controls=self.controls,
-                baseline=None if self.baseline is None else _named(self.baseline, self.methods),
+                negatives=self._negatives(),
+                baseline=None if self.baseline is None else _named("baseline", self.baseline, self.methods),
                 seed=self.seed,
                 images_at_once=self.images_at_once,
                 batch_size=self.batch_size,
                 settings=about,
                 progress=tell,
             )
+
+    def _negatives(self) -> bool | list[str]:
+        given = split(self.negatives or [])
+        if len(given) == 1 and given[0] in ("all", "none"):
+            return list(self.methods) if given[0] == "all" else False
+        return [_named("method to negate", name, self.methods) for name in given] or True
+
+
+def labelled(network: Network, data: str, limit: int | None, masks: str | None, labels: bool) -> LabelledFolder:
+    """A folder's pictures as a network takes them; `labels`: they are needed."""
+    loaded = network.loaded
+    return LabelledFolder(data, loaded.classes, loaded.preprocessing, limit, masks, labels)
+
+
+def finish(evaluation: Evaluation, out: Path, kind: str, as_json: bool) -> None:
+    """Write tables and figures, and show them; exit with status 2 where not everything could be done."""
+    files = written(evaluation, kind)
+    if as_json:
+        print_json({**as_record(evaluation), "files": [*map(str, files)]})
+    else:
+        show(evaluation)
+    count = len(evaluation.samples)
+    say(f"{count} images -> {out}: results.parquet, " + ", ".join(path.name for path in files))
+    if evaluation.skipped or evaluation.failures:
+        raise typer.Exit(2)
 
 
 def written(evaluation: Evaluation, kind: str) -> list[Path]:
@@ -163,10 +192,10 @@ def _takers(owner: str, chosen: Mapping[str, tuple[type[Metric], str | None]]) -
     return found
 
 
-def _named(baseline: str, methods: Mapping[str, Method]) -> str:
-    name = method(baseline).__name__
+def _named(what: str, given: str, methods: Mapping[str, Method]) -> str:
+    name = method(given).__name__
     if name not in methods:
-        raise UnknownNameError("baseline among the methods", baseline, methods)
+        raise UnknownNameError(f"{what} among the methods", given, methods)
     return name
 
 

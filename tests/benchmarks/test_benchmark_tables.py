@@ -14,11 +14,11 @@ from PIL import Image
 from tiny import SIZE, Tiny, photographs, subject
 
 from backlight.benchmarks import subjects, tables
-from backlight.benchmarks.protocols import MOSAICS, OBJECTS, PICTURES, PULLBACKS, REFINEMENT, Protocol
+from backlight.benchmarks.protocols import LOCAL_COLUMNS, MOSAICS, OBJECTS, PICTURES, PULLBACKS, REFINEMENT, Protocol
 from backlight.benchmarks.report import report
 from backlight.benchmarks.study import Options, grouped, study
 from backlight.benchmarks.subjects import Subject, pictures, stage
-from backlight.errors import InputError, SiteError
+from backlight.errors import InputError, SiteError, UnknownNameError
 
 pytest.importorskip("pyarrow")
 
@@ -127,6 +127,9 @@ def test_quick_takes_fewer_samples_for_what_repeats(tmp_path: Path) -> None:
     assert {name: len(columns) for name, columns in exact.items()} == {PICTURES: 5, f"few {PICTURES}": 6}
 
 
+SMALL = {"Sparseness": LOCAL_COLUMNS["Sparseness"], "RandomLogit": PULLBACKS.columns["RandomLogit"]}
+
+
 def two_columns() -> Protocol:
     """Two rows; a column that repeats, and one that does not."""
     rows = {name: PULLBACKS.rows[name] for name in ("Gradient", "SmoothGrad")}
@@ -163,6 +166,22 @@ def test_without_quick_its_folder_is_refused(data: Path, tmp_path: Path) -> None
     study(two_columns(), subject(), options)
     with pytest.raises(InputError, match=r"other settings: methods\.SmoothGrad\.settings\.n_samples: 4 there, 50 now"):
         study(two_columns(), subject(), replace(options, quick=False))
+
+
+def test_negatives_of_all_of_none_or_of_the_baseline(data: Path, tmp_path: Path) -> None:
+    def minus(negatives: str | None, quick: bool = True) -> list[list[str]]:
+        """By stage, the rows whose negatives were measured."""
+        protocol = replace(two_columns(), columns={name: SMALL[name] for name in SMALL})
+        folder = tmp_path / f"{negatives} {quick}"
+        found = study(protocol, subject(), Options(folder, data=data, quick=quick, limit=1, negatives=negatives))
+        return [[name for name in one.methods if name.startswith("minus")] for one in found.evaluations.values()]
+
+    assert minus(None) == [["minus Gradient"], []]
+    assert minus("baseline") == [["minus Gradient"], ["minus Gradient"]]
+    assert minus("all") == [["minus Gradient", "minus SmoothGrad"]] * 2
+    assert minus("none") == [[], []]
+    with pytest.raises(UnknownNameError, match="baseline"):
+        minus("basline")
 
 
 def test_a_folder_that_will_be_refused_is_refused_before_anything_is_measured(data: Path, tmp_path: Path) -> None:

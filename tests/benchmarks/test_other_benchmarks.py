@@ -187,7 +187,7 @@ def test_manipulation_resumes_pair_by_pair(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("refinement", ["--quick", "--limit", "1"]),
+        ("refinement", ["--quick", "--limit", "1", "--negatives", "none"]),
         ("focus", ["--quick", "--limit", "1"]),
         ("timing", ["--quick", "--batch", "1", "--repeats", "1"]),
     ],

@@ -104,6 +104,22 @@ def test_without_matplotlib_the_tables_are_there(tmp_path: Path, data: Path, mon
     assert not (tmp_path / "out" / "figures").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "minus"),
+    [
+        ([], ["Saliency"]),
+        (["--negatives", "none"], []),
+        (["--negatives", "all"], ["Saliency", "SmoothGrad"]),
+        (["--negatives", "smooth-grad"], ["SmoothGrad"]),
+    ],
+)
+def test_negatives_are_chosen(data: Path, tmp_path: Path, given: list[str], minus: list[str]) -> None:
+    result = run(data, tmp_path / "out", "--metrics", "Sparseness:ierf", "--limit", 1, "--no-controls", *given)
+    assert result.exit_code == 0, result.output
+    found = Evaluation.load(tmp_path / "out").methods
+    assert [name.removeprefix("minus ") for name in found if name.startswith("minus ")] == minus
+
+
 def test_an_interrupted_run_says_how_to_go_on_and_does(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +231,8 @@ def test_settings_of_metrics_are_of_their_annotated_types() -> None:
         (["--metric-set", "repeats=many", "--metrics", "Infidelity"], "whole number"),
         (["--methods", "Salience"], "close matches: Saliency"),
         (["--baseline", "GradCAM"], "baseline among the methods"),
+        (["--negatives", "GradCAM"], "method to negate among the methods"),
+        (["--negatives", "saliancy"], "Saliency"),
         (["--data", "/no/such/folder"], "no such folder"),
         (["--metrics", "Infidelity", "--metric-set", "scaling=optimum"], "unknown scaling 'optimum'"),
     ],
