@@ -25,7 +25,7 @@ def test_python_blocks_run_one_after_another(capsys: pytest.CaptureFixture[str])
     except BacklightError as error:
         pytest.skip(str(error))
     space: dict[str, object] = {}
-    assert len(blocks("python")) == 4
+    assert len(blocks("python")) == 5
     for block in blocks("python"):
         exec(block, space)
     assert space["attribution"].shape == space["x"].shape  # type: ignore[attr-defined]
@@ -41,7 +41,7 @@ def test_commands_and_their_options_exist() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     lines = [part.strip() for block in blocks("sh") for line in block.splitlines() for part in line.split(";")]
     named = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("backlight ")]
-    assert len(named) == 10
+    assert len(named) == 16
     for name, *arguments in named:
         command = commands[name]
         if hasattr(command, "commands"):  # a group
