@@ -13,7 +13,13 @@ from backlight.contributions.algorithms import Algorithm, as_algorithm
 from backlight.contributions.occasion import Occasion, is_plain
 from backlight.engine.attribution import checked_inputs, pass_limit
 from backlight.engine.coverage import Coverage
-from backlight.engine.evaluation import Cost, Evaluator, halved_on_lack_of_memory, resolve_sites
+from backlight.engine.evaluation import (
+    Cost,
+    Evaluator,
+    check_evaluation_mode,
+    halved_on_lack_of_memory,
+    resolve_sites,
+)
 from backlight.engine.paths import Inputs, Line
 from backlight.engine.rules import GRADIENT, RuleSet
 from backlight.engine.targets import as_target
@@ -75,6 +81,7 @@ def contribute(
         BacklightError: inputs, targets, sites or operations that do not fit; the message says which.
     """
     algorithm, inputs = as_algorithm(algorithm), checked_inputs(inputs)
+    check_evaluation_mode(model)
     count = len(inputs[0])
     names = resolve_sites(sites if isinstance(sites, str) else tuple(sites), inputs)
     arguments = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)

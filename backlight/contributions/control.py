@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from backlight.contributions.reduction import Layout, layout_of
+from backlight.engine.evaluation import check_evaluation_mode
 from backlight.engine.sites import Edit, edited
 from backlight.errors import InputError, SiteError, UnknownNameError
 from backlight.shapes import Bool, Float, Int
@@ -287,6 +288,7 @@ def _watch(
     once: bool = True,
 ) -> None:
     """Show what comes to the sites in one forward pass without gradients, detached."""
+    check_evaluation_mode(model)
     seen = dict.fromkeys(sites, 0)
 
     def act(address: str, value: Tensor, size: Any) -> Tensor:

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from backlight.engine.evaluation import input_sites
+from backlight.engine.evaluation import check_evaluation_mode, input_sites
 from backlight.engine.paths import Inputs
 from backlight.engine.rules import GRADIENT
 from backlight.engine.run import running
@@ -52,6 +52,7 @@ def directional_derivative(
     """
     if mode not in MODES:
         raise UnknownNameError("mode of differentiation", mode, MODES)
+    check_evaluation_mode(model)
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     directions = (direction,) if isinstance(direction, Tensor) else tuple(direction)
     if [x.shape for x in inputs] != [v.shape for v in directions]:

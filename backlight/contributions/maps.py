@@ -15,7 +15,7 @@ from backlight.contributions.occasion import is_plain
 from backlight.contributions.reduction import Layout, layout_of
 from backlight.engine.attribution import checked_inputs, pass_limit
 from backlight.engine.coverage import Coverage
-from backlight.engine.evaluation import Cost, Evaluator, halved_on_lack_of_memory
+from backlight.engine.evaluation import Cost, Evaluator, check_evaluation_mode, halved_on_lack_of_memory
 from backlight.engine.paths import baseline_like
 from backlight.engine.rules import GRADIENT, RuleSet
 from backlight.engine.sites import FEATURES
@@ -104,6 +104,7 @@ def contribution_maps(
         BacklightError: inputs, sets, targets, sites or operations that do not fit; the message says which.
     """
     algorithm, x = as_input_decomposition(algorithm), _one_input(inputs)
+    check_evaluation_mode(model)
     arguments = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
     evaluator = Evaluator(
         model, as_target(target), rules, (site,), len(x), strict, arguments=() if arguments == (None,) else arguments

@@ -179,6 +179,16 @@ def resolve_sites(sites: str | tuple[str, ...] | list[str], inputs: Inputs) -> t
     return tuple(dict.fromkeys(chosen))
 
 
+def check_evaluation_mode(model: nn.Module) -> None:
+    """Raise `ModelError` where a module in training mode would draw at random, or write statistics to the model."""
+    for name, module in model.named_modules():
+        writes = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+        draws = isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU)) and getattr(module, "p", 1) > 0
+        if module.training and (writes or draws):
+            where = name or "the model"
+            raise ModelError(f"{where} ({type(module).__name__}) is in training mode: call model.eval() first")
+
+
 def halved_on_lack_of_memory(evaluate: Callable[[slice], None], piece: slice) -> None:
     """Call `evaluate` on a slice; where memory does not suffice, on its halves, down to single samples."""
     try:

@@ -14,9 +14,20 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backlight.contributions import ALGORITHMS, HiddenIntegratedGradients, InputGrad, SmoothGrad, contribute
+from backlight.contributions import (
+    ALGORITHMS,
+    ChannelEdit,
+    HiddenIntegratedGradients,
+    InputGrad,
+    SmoothGrad,
+    contribute,
+    contribution_maps,
+)
+from backlight.contributions.control import site_means
+from backlight.contributions.control_export import controlled
+from backlight.contributions.directional import directional_derivative
 from backlight.engine import Contrast, Entropy, Logit, Probability, Surprisal, TopK, Unit
-from backlight.errors import BacklightError, UncoveredOperationError
+from backlight.errors import BacklightError, ModelError, UncoveredOperationError
 from backlight.rules import pullback
 
 KINDS: dict[str, Any] = {
@@ -272,3 +283,25 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(kind: str) -> None:
     there = contribute(model.cuda(), x.cuda(), HIDDEN, algorithm=KINDS[kind])
     for site in HIDDEN:
         assert torch.allclose(here.values[site], there.values[site].cpu(), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("module", [nn.BatchNorm2d(4), nn.Dropout(0.5)])
+def test_a_network_that_would_draw_or_write_is_refused(module: nn.Module) -> None:
+    """One pass in training mode would move the user's running statistics, and mix the samples of a batch."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), module, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    x = torch.rand(3, 3, 6, 6)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    calls = {
+        "contribute": lambda: contribute(model, x, "2"),
+        "contribution_maps": lambda: contribution_maps(model, x, "2", [0]),
+        "directional_derivative": lambda: directional_derivative(model, x, x, "2"),
+        "site_means": lambda: site_means(model, x, ["2"]),
+        "controlled": lambda: controlled(model, {"2": ChannelEdit([0])}, x),
+    }
+    for name, call in calls.items():
+        model.train()
+        with pytest.raises(ModelError, match="training mode"):
+            call()
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items()), name
+        model.eval()
+        call()
