@@ -70,8 +70,12 @@ def extract(
         str, typer.Option("--target", "-t", help="top1, topK, probability, contrast[:A,B], entropy, logit:C, label.")
     ] = "top1",
     baseline: Annotated[
-        str, typer.Option(help="grey (the mean colour), black, white, blur, mean, none, or a file with a tensor.")
-    ] = "grey",
+        str | None,
+        typer.Option(
+            help="grey (the mean colour), black, white, blur, mean, none, or a file with a tensor "
+            "[default: grey where the algorithm follows a path]."
+        ),
+    ] = None,
     quantities: Annotated[
         str, typer.Option(help="Of contributions, activations, gradients.")
     ] = "contributions,activations,gradients",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -18,7 +19,7 @@ from backlight.contributions.reduction import Layout, layout_of, reduce
 from backlight.data.images import Preprocessing
 from backlight.data.labelled import Sample
 from backlight.engine.rules import RuleSet
-from backlight.engine.targets import Logit, Target, as_target
+from backlight.engine.targets import Function, Logit, Target, as_target
 from backlight.errors import InputError, ModelError, NonFiniteError, TargetError, UnknownNameError
 from backlight.evaluation.identity import model_hash, plain
 from backlight.models import LoadedModel, load
@@ -40,7 +41,8 @@ class ContributionCollector:
       takes samples as they are unless `preprocessing` says what its inputs are;
     - `sites`, `algorithm`, `rules` (a name of `RULE_SETS`, or a set): see `contribute`;
     - `target`: a word (see `parse_target`; "label": the sample's class) or a `Target`;
-    - `baseline`: a word, a tensor or a file, see `baseline_inputs`;
+    - `baseline`: a word, a tensor or a file, see `baseline_inputs`; None: the mean colour where the algorithm follows a
+      path, and none at all where it does not, as in `contribute`;
     - `quantities`: of contributions, activations and gradients (at the input), all reduced alike;
     - `positions`: sites whose quantities are kept by position as well; True: all;
     - `class_token`, `heads`, `layouts` (by site): see `reduce` and `layout_of`;
@@ -57,7 +59,7 @@ class ContributionCollector:
     algorithm: Algorithm | str = "HiddenIntegratedGradients"
     rules: RuleSet | str = "gradient"
     target: Target | str = "top1"
-    baseline: Any = "grey"
+    baseline: Any = None
     quantities: tuple[str, ...] = QUANTITIES
     positions: bool | tuple[str, ...] = False
     class_token: bool = True
@@ -81,6 +83,11 @@ class ContributionCollector:
             rule_set(self.rules)
         if isinstance(self.target, str):
             parse_target(self.target)
+        elif isinstance(self.target, Function) and "<" in getattr(self.target.function, "__qualname__", "<>"):
+            raise TargetError(
+                "a target function that is stored is one of a module, def name(outputs): a lambda, a function inside "
+                "another or an object cannot be told from the next one by its name"
+            )
         for name in self.quantities:
             if name not in QUANTITIES:
                 raise UnknownNameError("quantity", name, QUANTITIES)
@@ -130,7 +137,7 @@ class ContributionCollector:
         baseline = baseline_inputs(self.baseline, preprocessing)
         named_baseline = isinstance(self.baseline, str) and self.baseline in BASELINES  # else a tensor or a file
         return {
-            "model": {"name": named, "parameters": model_hash(network)},
+            "model": {"name": named, "parameters": model_hash(network), "structure": structure_hash(network)},
             "preprocessing": None if preprocessing is None else described(preprocessing),
             "sites": list(self.sites),
             "algorithm": described(self.algorithm),
@@ -268,6 +275,11 @@ def columns(found: Contributions, logits: Tensor | None) -> dict[str, Tensor]:
     if found.baseline_scores is not None:
         named["baseline_score"] = found.baseline_scores.cpu()
     return named if logits is None else {"prediction": logits.argmax(1).cpu(), **named}
+
+
+def structure_hash(network: nn.Module) -> str:
+    """A hash of the modules' classes and settings: activations have no weights, and decide the numbers all the same."""
+    return hashlib.sha256(repr(network).encode()).hexdigest()[:16]
 
 
 def described(value: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from backlight.data.labelled import Sample
-from backlight.errors import ImageError
+from backlight.errors import ImageError, NonFiniteError
 from backlight.evaluation.evaluation import Skipped
 from backlight.evaluation.samples import Samples
 from backlight.store.arrays import Arrays, Layout
@@ -86,9 +86,8 @@ class Worker:
     def first(self, block: int) -> First | None:
         """The arrays that a block will need, from its first readable batch, which is not computed again."""
         for start, names in self._batches(block):
-            samples = list(self._readable(names, {}))
-            if samples:
-                collected = self._collect(samples)
+            samples, collected = self._collected(list(self._readable(names, {})), {})
+            if collected is not None:
                 self._kept = start, samples, collected
                 arrays = with_label(collected, [one.target for one in samples]).arrays(self.job.dtype)
                 return First(list(collected.sites), Layout.of(arrays, self.job.batch_size, self.job.block))
@@ -131,8 +130,7 @@ class Worker:
             read = {one.name for one in kept[1]}
             list(self._readable([name for name in names if name not in read], skipped))  # for their reasons
             return kept[1], kept[2]
-        samples = list(self._readable(names, skipped))
-        return samples, self._collect(samples) if samples else None
+        return self._collected(list(self._readable(names, skipped)), skipped)
 
     def _readable(self, names: Sequence[str], skipped: dict[str, str]) -> Iterator[Sample]:
         for name in names:
@@ -140,6 +138,14 @@ class Worker:
                 yield self.job.samples.load(name)
             except ImageError as error:
                 skipped[name] = " ".join(str(error).split())
+
+    def _collected(self, samples: list[Sample], skipped: dict[str, str]) -> tuple[list[Sample], Collected | None]:
+        """The rows of samples; none where no sample has finite ones."""
+        try:
+            return samples, self._collect(samples) if samples else None
+        except NonFiniteError as error:
+            skipped |= dict.fromkeys((one.name for one in samples), " ".join(str(error).split()))
+            return [], None
 
     def _collect(self, samples: list[Sample]) -> Collected:
         if self._collecting is None:

@@ -20,8 +20,8 @@ from backlight.contributions.recipe import baseline_inputs, parse_target
 from backlight.contributions.reduction import Layout
 from backlight.data.images import Preprocessing
 from backlight.data.labelled import Sample
-from backlight.engine.targets import Contrast, Entropy, Logit, LogProbability, Probability, TopK
-from backlight.errors import BacklightError, InputError, ModelError, NonFiniteError, TargetError, UnknownNameError
+from backlight.engine.targets import Contrast, Entropy, Function, Logit, LogProbability, Probability, TopK
+from backlight.errors import BacklightError, InputError, ModelError, TargetError, UnknownNameError
 from backlight.evaluation import TensorSamples
 from backlight.store import extract
 
@@ -258,8 +258,29 @@ def test_a_sample_without_finite_contributions_leaves_the_others(tmp_path: Path)
     assert [one.sample for one in store.skipped] == ["2"]
     expected = contribute(model, x[[0, 1, 3]], "scale", 0, algorithm="ActGrad").values["scale"]
     torch.testing.assert_close(store.rows("scale").read(0, 3), expected)
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(InputError, match="no sample"):
         extract(collector, TensorSamples(x[[2, 2]]), tmp_path / "none")
+    alone = extract(collector, TensorSamples(x), tmp_path / "alone", batch_size=1)
+    assert alone.names == store.names
+    assert "not finite" in alone.skipped[0].reason
+
+
+def test_what_has_no_weights_is_part_of_the_identity() -> None:
+    """Activations and target functions decide the numbers, too: a store of others is not gone on with."""
+    relu, gelu = (nn.Sequential(nn.Linear(2, 2), one, nn.Linear(2, 2)).eval() for one in (nn.ReLU(), nn.GELU()))
+    gelu.load_state_dict(relu.state_dict())
+    assert ContributionCollector(relu, ("0",)).identity != ContributionCollector(gelu, ("0",)).identity
+    with pytest.raises(TargetError, match="lambda"):
+        ContributionCollector(relu, ("0",), target=Function(lambda outputs: outputs[:, 0]))
+
+
+def test_without_a_baseline_the_algorithm_decides() -> None:
+    """ActGrad without one is h g, as in `contribute`; a path begins at the mean colour."""
+    model, x = residual_network(), pictures(2)
+    for algorithm in ("ActGrad", "HiddenIntegratedGradients"):
+        found = ContributionCollector(model, ("stem",), algorithm=algorithm, positions=True).open(0).collect(samples(x))
+        expected = contribute(model, x.double(), "stem", algorithm=algorithm).values["stem"]
+        torch.testing.assert_close(found.positions["stem", "contributions"], expected)
 
 
 def test_nothing_is_left_on_the_module() -> None:
