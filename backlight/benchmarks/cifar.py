@@ -61,8 +61,24 @@ class Cifar:
             raise InputError(
                 f"cannot read {str(path)!r} as .npz of x_train, y_train, x_test, y_test: {error}"
             ) from None
+        for split in ("train", "test"):
+            _refuse_others(path, split, found[f"x_{split}"], found[f"y_{split}"])
         labels = [torch.from_numpy(found[name].astype(np.int64).reshape(-1)) for name in ("y_train", "y_test")]
         return cls(pixels(found["x_train"]), labels[0], pixels(found["x_test"]), labels[1])
+
+
+def _refuse_others(path: Path, split: str, x: np.ndarray, y: np.ndarray) -> None:
+    """Raise `InputError` where arrays are not 8-bit pictures `[N, H, W, 3]` and a label from 0 for each."""
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] != 3 or not x.size:
+        raise InputError(
+            f"{str(path)!r}: x_{split} is {x.dtype} {list(x.shape)}, expected pictures of uint8 [N, H, W, 3], 0 to 255"
+        )
+    if x.shape[1] != x.shape[2]:
+        raise InputError(f"{str(path)!r}: x_{split} has pictures of {x.shape[1]} x {x.shape[2]}, expected square ones")
+    if y.dtype.kind not in "iu" or y.size != len(x) or y.min() < 0:
+        raise InputError(
+            f"{str(path)!r}: y_{split} is {y.dtype} {list(y.shape)}, expected {len(x)} class indices from 0"
+        )
 
 
 def pixels(pictures: UInt8[np.ndarray, "N H W 3"]) -> Float[Tensor, "N 3 H W"]:

@@ -190,7 +190,7 @@ def _identity(subject: Subject, explainer: Method, data: str, preset: str, n_ste
 
 
 def _table(network: str, found: Mapping[str, Sequence[Summary]], pairs: int, size: int, n_steps: int) -> Table:
-    shown = [formatter([values[place].mean for values in found.values()]) for place in range(len(COLUMNS))]
+    shown = [formatter((label, values[place].mean) for label, values in found.items()) for place in range(len(COLUMNS))]
     rows = [
         [label, *(show(one.mean) for show, one in zip(shown, values, strict=True))] for label, values in found.items()
     ]

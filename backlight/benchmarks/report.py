@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +16,7 @@ from backlight.benchmarks.published import Published, published
 from backlight.benchmarks.study import Study
 from backlight.evaluation.identity import versions
 from backlight.evaluation.journal import write_text
-from backlight.evaluation.tables import DOWN, UP, breaks, escaped, formatter
+from backlight.evaluation.tables import DOWN, UP, booktabs, breaks, csv_text, escaped, formatter
 from backlight.metrics.correlation import spearman
 
 NONE = "–"
@@ -59,23 +57,15 @@ class Report:
         """For the package booktabs."""
         parts = [f"% {self.title}; needs \\usepackage{{booktabs}}"]
         for table in (*self.overview, *self.tables):
-            lines = [f"\\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}", "\\toprule"]
-            lines += [_latex_row(table.heads), "\\midrule"]
-            for place, row in enumerate(table.rows):
-                lines += ["\\midrule"] if place in table.breaks else []
-                lines.append(_latex_row(row))
-            parts.append("\n".join([f"% {table.title}", *lines, "\\bottomrule", "\\end{tabular}"]))
+            heads, *rows = ([_latex_cell(cell) for cell in row] for row in (table.heads, *table.rows))
+            parts.append(f"% {table.title}\n{booktabs(heads, rows, table.breaks)}")
             parts += [f"{escaped(text)}\\\\" for text in table.below]
         return "\n\n".join(parts) + "\n"
 
     def csv(self) -> str:
         """A line a number, ours and the paper's."""
-        text = io.StringIO()
         columns = list(dict.fromkeys(key for record in self.records for key in record))
-        writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
-        writer.writeheader()
-        writer.writerows({key: _blank(value) for key, value in record.items()} for record in self.records)
-        return text.getvalue()
+        return csv_text(columns, [[record.get(column) for column in columns] for record in self.records])
 
     def write(self, out: Path) -> list[Path]:
         """Write `table.md`, `table.csv`, `table.tex` and `run.json`. Returns the paths."""
@@ -141,8 +131,8 @@ def _table(protocol: Protocol, studies: Sequence[Study], label: str) -> Table:
         for network in dict.fromkeys(one.network for one in published(protocol.table) if one.column == label)
     }
     names = _ordered(protocol, (name for study in there for name in study.evaluations[label].methods))
-    shown = formatter([study.evaluations[label].table(label)[name].mean for study in there for name in names
-                       if name in study.evaluations[label].methods])  # fmt: skip
+    found = [study.evaluations[label].table(label) for study in there]
+    shown = formatter((name, one.mean) for table in found for name, one in table.items())
     rows = [
         [
             name,
@@ -170,7 +160,7 @@ def _overview(protocol: Protocol, study: Study, columns: Sequence[str]) -> Table
     for label in there:
         evaluation = study.evaluations[label]
         means = {name: one.mean for name, one in evaluation.table(label).items()}
-        shown = formatter(list(means.values()))
+        shown = formatter(means.items())
         for name in names:
             text = NONE if math.isnan(means.get(name, math.nan)) else shown(means[name])
             cells[name].append(f"**{text}**" if name in evaluation.best(label) else text)
@@ -271,14 +261,6 @@ def _run(protocol: Protocol, studies: Sequence[Study], quick: bool) -> dict[str,
     }
 
 
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(_latex_cell, cells)) + " \\\\"
-
-
 def _latex_cell(cell: str) -> str:
-    text = escaped(cell.strip("*")).replace("±", r"$\pm$")
+    text = escaped(cell.strip("*"))
     return rf"\textbf{{{text}}}" if cell.startswith("**") else text
-
-
-def _blank(value: Any) -> Any:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value

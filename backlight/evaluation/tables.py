@@ -6,7 +6,7 @@ import csv as csv_module
 import io
 import json as json_module
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ UP, DOWN, NONE = "↑", "↓", "–"
 COSTS = ("forwards", "backwards", "seconds")
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _LATEX = {"\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--", "−": "$-$"}
+_LATEX["±"] = r"$\pm$"
 _LATEX |= {sign: "\\" + sign for sign in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
@@ -44,20 +45,33 @@ class Grid:
 
 
 def means(evaluation: Evaluation, interval: bool = True) -> Grid:
-    """A row for each explanation: means, with their 95 % intervals, and costs a sample."""
+    """A row for each explanation: means, with their standard errors and 95 % intervals, and costs a sample."""
     notes = {note.metric: place for place, note in enumerate(evaluation.footnotes, 1)}
     heads = [Cell("method"), *(Cell(head(evaluation, one), note=notes.get(one, 0)) for one in evaluation.metrics)]
     rows = [[Cell(name)] for name in evaluation.methods]
     for metric in evaluation.metrics:
         table, best = evaluation.table(metric), evaluation.best(metric)
-        shown = formatter([one.mean for one in table.values()])
+        shown = formatter((name, one.mean) for name, one in table.items())
         for row, (name, one) in zip(rows, table.items(), strict=True):
-            bounds = f" [{shown(one.low)}, {shown(one.high)}]" if interval and not math.isnan(one.low) else ""
+            known = interval and not math.isnan(one.low)
+            bounds = f" ± {shown(one.error)} [{shown(one.low)}, {shown(one.high)}]" if known else ""
             row.append(Cell(shown(one.mean) + bounds, name in best))
     for column in COSTS:
         heads.append(Cell(column))
         for row, value in zip(rows, evaluation.cost(column).values(), strict=True):
             row.append(Cell(plain_number(value)))
+    return Grid(heads, rows, breaks(evaluation.methods))
+
+
+def medians(evaluation: Evaluation) -> Grid:
+    """A row for each explanation: medians."""
+    heads = [Cell("median"), *(Cell(head(evaluation, one)) for one in evaluation.metrics)]
+    rows = [[Cell(name)] for name in evaluation.methods]
+    for metric in evaluation.metrics:
+        table = evaluation.table(metric)
+        shown = formatter((name, one.median) for name, one in table.items())
+        for row, one in zip(rows, table.values(), strict=True):
+            row.append(Cell(shown(one.median)))
     return Grid(heads, rows, breaks(evaluation.methods))
 
 
@@ -69,7 +83,7 @@ def differences(evaluation: Evaluation, baseline: str | None = None) -> Grid:
     rows = [[Cell(one)] for one in others]
     for metric in evaluation.metrics:
         found = evaluation.paired(metric, name)
-        shown = formatter([found[one].mean for one in others], sign=True)
+        shown = formatter(((one, found[one].mean) for one in others), sign=True)
         for row, other in zip(rows, others, strict=True):
             one = found[other]
             interval = "" if math.isnan(one.low) else f" [{shown(one.low)}, {shown(one.high)}]"
@@ -94,10 +108,11 @@ def title(evaluation: Evaluation) -> str:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """Both tables with the footnotes between them."""
-    parts = [f"{title(evaluation)}. Means with 95 % bootstrap intervals over samples; costs are of one explanation."]
-    parts.append(_markdown_grid(means(evaluation)))
+    """Means with the footnotes, medians, and differences from the baseline."""
+    said = "Means ± standard errors with 95 % bootstrap intervals over samples; costs are of one explanation."
+    parts = [f"{title(evaluation)}. {said}", _markdown_grid(means(evaluation))]
     parts += [f"{_raised(place)} {note.text}" for place, note in enumerate(evaluation.footnotes, 1)]
+    parts.append(_markdown_grid(medians(evaluation)))
     if len(evaluation.methods) > 1:
         parts.append(
             f"Differences from {evaluation.baseline} at the same samples, with 95 % bootstrap intervals, and the share "
@@ -108,10 +123,11 @@ def markdown(evaluation: Evaluation) -> str:
 
 
 def latex(evaluation: Evaluation) -> str:
-    """Both tables for the package booktabs."""
+    """The same tables for the package booktabs."""
     notes = [f"$^{{{place}}}$ {escaped(note.text)}" for place, note in enumerate(evaluation.footnotes, 1)]
     parts = [f"% {' '.join(title(evaluation).split())}; needs \\usepackage{{booktabs}}", _latex_grid(means(evaluation))]
     parts += [" \\\\\n".join(notes)] if notes else []
+    parts.append(_latex_grid(medians(evaluation)))
     if len(evaluation.methods) > 1:
         parts.append(_latex_grid(differences(evaluation)))
     return "\n\n".join(parts) + "\n"
@@ -143,13 +159,13 @@ def records(evaluation: Evaluation) -> list[dict[str, Any]]:
 def csv(evaluation: Evaluation) -> str:
     """`records` with a line each; what is not defined is empty."""
     lines = records(evaluation)
-    return _csv_text(list(lines[0]) if lines else [], [[_blank(value) for value in line.values()] for line in lines])
+    return csv_text(list(lines[0]) if lines else [], [line.values() for line in lines])
 
 
 def failures_csv(failures: Iterable[Failure]) -> str:
     """What failed, with a line each."""
     columns = ["sample", "method", "metric", "reason"]
-    return _csv_text(columns, [[getattr(one, column) for column in columns] for one in failures])
+    return csv_text(columns, [[getattr(one, column) for column in columns] for one in failures])
 
 
 def as_record(evaluation: Evaluation) -> dict[str, Any]:
@@ -171,9 +187,15 @@ def json(evaluation: Evaluation) -> str:
     return json_module.dumps(as_record(evaluation), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def formatter(values: Sequence[float], sign: bool = False) -> Callable[[float], str]:
-    """One number of decimals for a column, from the size of its typical entry: about three digits of it."""
-    sizes = [abs(value) for value in values if math.isfinite(value) and value]
+def formatter(values: Iterable[tuple[str, float]], sign: bool = False) -> Callable[[float], str]:
+    """One number of decimals for a column, from the size of its typical entry: about three digits of it.
+
+    `values`: by name. Those of controls, which may be of another size, count where there are no others.
+    """
+    known = [(name, abs(value)) for name, value in values if math.isfinite(value) and value]
+    rounding = 1e-12 * max((size for _, size in known), default=0.0)
+    known = [(name, size) for name, size in known if size > rounding]
+    sizes = [size for name, size in known if not is_control(name)] or [size for _, size in known]
     typical = float(np.median(sizes)) if sizes else 1.0
     decimals = 2 - math.floor(math.log10(typical))
     form = f"{'+' if sign else ''}.{min(max(decimals, 0), 5)}f" if -3 < decimals < 6 else f"{'+' if sign else ''}.2e"
@@ -225,23 +247,29 @@ def _latex_grid(grid: Grid) -> str:
         shown = f"\\textbf{{{shown}}}" if cell.best else shown
         return shown + (f"$^{{{cell.note}}}$" if cell.note else "")
 
-    lines = [f"\\begin{{tabular}}{{l{'r' * (len(grid.heads) - 1)}}}", "\\toprule"]
-    lines += [" & ".join(map(text, grid.heads)) + " \\\\", "\\midrule"]
-    for place, row in enumerate(grid.rows):
-        lines += ["\\midrule"] if place in grid.breaks else []
-        lines.append(" & ".join(map(text, row)) + " \\\\")
+    return booktabs(list(map(text, grid.heads)), [list(map(text, row)) for row in grid.rows], grid.breaks)
+
+
+def booktabs(heads: Sequence[str], rows: Iterable[Sequence[str]], breaks: Collection[int] = ()) -> str:
+    """A table of LaTeX for the package booktabs, of texts that are LaTeX already."""
+    lines = [f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", "\\toprule"]
+    lines += [" & ".join(heads) + " \\\\", "\\midrule"]
+    for place, row in enumerate(rows):
+        lines += ["\\midrule"] if place in breaks else []
+        lines.append(" & ".join(row) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
 
 
-def _csv_text(columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+def csv_text(columns: Sequence[str], lines: Iterable[Iterable[Any]]) -> str:
+    """A head and lines; what is None or not a number is empty."""
     text = io.StringIO()
     writer = csv_module.writer(text, lineterminator="\n")
-    writer.writerows([columns, *lines])
+    writer.writerows([columns, *([_blank(value) for value in line] for line in lines)])
     return text.getvalue()
 
 
 def _blank(value: Any) -> Any:
-    return "" if isinstance(value, float) and math.isnan(value) else value
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
 
 
 def _null(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,31 @@ def test_activations_names_its_option(tmp_path: Path, monkeypatch: pytest.Monkey
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(InputError, match="x_train"):
         Cifar.load(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            lambda a: {"x_train": a["x_train"] / np.float32(255)},
+            r"x_train is float32 \[8, 16, 16, 3\], expected .* uint8",
+        ),
+        (lambda a: {"x_test": a["x_test"].transpose(0, 3, 1, 2)}, r"x_test is uint8 \[8, 3, 16, 16\], expected"),
+        (lambda a: {"x_test": a["x_test"][:, :8]}, "x_test has pictures of 8 x 16"),
+        (lambda a: {"x_train": a["x_train"][:0], "y_train": a["y_train"][:0]}, r"x_train is uint8 \[0"),
+        (lambda a: {"y_train": a["y_train"].astype(float)}, r"y_train is float64 \[8\], expected 8 class indices"),
+        (lambda a: {"y_test": a["y_test"][:5]}, r"y_test is int64 \[5\], expected 8 class indices"),
+        (lambda a: {"y_test": a["y_test"] - 1}, "y_test .* from 0"),
+    ],
+)
+def test_arrays_of_another_form_are_named(changed: Callable[[dict], dict], said: str, tmp_path: Path) -> None:
+    x, y = synthetic(8, 0)
+    arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
+    np.savez(tmp_path / "a.npz", **{**arrays, **changed(arrays)})
+    with pytest.raises(InputError, match=said):
+        Cifar.load(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", **{**arrays, "y_test": y[:, None]})  # a column, as CIFAR has it
+    assert Cifar.load(tmp_path / "a.npz").y_test.tolist() == y.tolist()
 
 
 def test_timing_counts_passes_and_takes_ratios(data: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from backlight.errors import InputError, UnknownNameError
 from backlight.evaluation import Evaluation, Failure, Skipped
+from backlight.evaluation.tables import formatter
 
 NAN = float("nan")
 
@@ -83,11 +84,15 @@ def test_markdown(small: Evaluation) -> None:
     assert lines[2] == "| method | Error ↓¹ | Gain ↑² | forwards | backwards | seconds |"
     cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", lines[4])[1:-1]]
     assert cells[0] == "soft"
-    assert re.fullmatch(r"\*\*0\.200 \[0\.\d{3}, 0\.\d{3}\]\*\*", cells[1])
-    assert re.fullmatch(r"1\.50 \[1\.00, 2\.00\]", cells[2])
+    assert re.fullmatch(r"\*\*0\.200 ± 0\.058 \[0\.\d{3}, 0\.\d{3}\]\*\*", cells[1])  # 0.1 / sqrt(3)
+    assert re.fullmatch(r"1\.50 ± 0\.50 \[1\.00, 2\.00\]", cells[2])
     assert cells[3:] == ["20", "1.5", "0.25"]
-    assert lines[5].startswith("| a\\|b | **0.200 [0.200, 0.200]** | **2.00 [")
-    assert lines[7].startswith("| control: edges | 0.400 [0.100, 0.700] | – | 20 |")
+    assert lines[5].startswith("| a\\|b | **0.200 ± 0.000 [0.200, 0.200]** | **2.00 ± 1.00 [")
+    assert lines[7].startswith("| control: edges | 0.400 ± 0.173 [0.100, 0.700] | – | 20 |")
+    assert (
+        "| median | Error ↓ | Gain ↑ |\n| --- | ---: | ---: |\n| soft | 0.200 | 1.50 |\n| a\\|b | 0.200 | 1.00 |"
+        in text
+    )
     assert "¹ Error cannot tell a map from its negative." in text
     assert "² Gain is defined for 2 to 3 of 3 samples." in text
     assert "| difference from soft, wins | Error ↓ | Gain ↑ |" in text
@@ -97,9 +102,10 @@ def test_markdown(small: Evaluation) -> None:
 def test_latex(small: Evaluation) -> None:
     text = small.to_latex()
     assert text.count("\\begin{tabular}{lrrrrr}") == 1
-    assert text.count("\\toprule") == text.count("\\bottomrule") == 2
+    assert text.count("\\toprule") == text.count("\\bottomrule") == 3
+    assert "median & Error $\\downarrow$ & Gain $\\uparrow$ \\\\\n\\midrule\nsoft & 0.200 & 1.50 \\\\" in text
     assert "method & Error $\\downarrow$$^{1}$ & Gain $\\uparrow$$^{2}$ & forwards" in text
-    assert "\\textbf{0.200 [0.200, 0.200]}" in text
+    assert "\\textbf{0.200 $\\pm$ 0.000 [0.200, 0.200]}" in text
     assert "33 \\% & -- \\\\" in text
     body = text[text.index("\\begin") :]
     assert not re.search(r"(?<!\\)[%#&_](?! )", body.replace(" & ", " "))
@@ -180,7 +186,17 @@ def test_small_and_large_numbers_are_legible() -> None:
     values = {"tiny": 2.5e-7, "small": 0.0123, "large": 43210.0, "zero": 0.0}
     found = made({name: {"m": [value, value]} for name, value in values.items()}, dict.fromkeys(values, True))
     row = found.to_markdown().splitlines()[4]
-    assert "| **2.50e−07 [2.50e−07, 2.50e−07]** | **0.0123 [0.0123, 0.0123]** | **43210 [43210, 43210]** | **0 [" in row
+    assert "| **2.50e−07 ± 0 [2.50e−07, 2.50e−07]** | **0.0123 ± 0 [0.0123, 0.0123]** | **43210 ± 0 [43210, " in row
+
+
+def test_the_methods_decide_the_decimals() -> None:
+    """A control of another size does not take the methods' digits, nor give them more."""
+    for control in (4321.0, 4.3e-7):
+        given = {"m": [0.125, 0.125], **{f"control: {name}": [control] * 2 for name in ("edges", "input", "random")}}
+        found = made({"X": given}, {"X": True}).to_markdown()
+        assert "**0.125 ± 0 [0.125, 0.125]**" in found
+    assert formatter([("control: edges", 4321.0)])(4321.0) == "4321"
+    assert formatter([("a", 0.5), ("control: edges", 4321.0)])(0.5) == "0.500"
 
 
 def test_files(small: Evaluation, tmp_path: Path) -> None:
