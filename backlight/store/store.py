@@ -13,6 +13,7 @@ from torch import Tensor
 
 from backlight.errors import InputError, UnknownNameError
 from backlight.evaluation.evaluation import Skipped
+from backlight.evaluation.identity import combined_hash, tensor_hash
 from backlight.shapes import Float
 from backlight.store.arrays import Arrays, part
 from backlight.store.collected import (
@@ -98,6 +99,7 @@ class Store:
             sites: by address, rows `[n, C]` (contributions), or by quantity: rows, or a pair of their positive and
                 negative parts. Rows alone are split by their sign. Tensors with more axes are kept by position too,
                 `[n, C, ...]`, and split before the sum.
+            identity: what decided the numbers; a hash of the numbers is added.
             names: "0", "1", ... by default; `columns`: `[n]` each; without "label" there is none (-1).
         """
         from backlight.store.writing import write_whole
@@ -113,6 +115,8 @@ class Store:
                     rows[site, quantity] = torch.as_tensor(value[0]), torch.as_tensor(value[1])
                     continue
                 signed = torch.as_tensor(value)
+                if signed.ndim < 2:
+                    raise InputError(f"rows are [n, C] or [n, C, ...], got {list(signed.shape)} at {site!r}")
                 rows[site, quantity] = split(signed)
                 if signed.ndim > 2:
                     positions[site, quantity] = signed
@@ -124,7 +128,9 @@ class Store:
             {site: torch.as_tensor(value) for site, value in (residuals or {}).items()},
             None if logits is None else torch.as_tensor(logits),
         )
-        write_whole(Path(folder), collected, names, dict(identity or {}), block, dtype)
+        values = [*(half for pair in rows.values() for half in pair), *given.values()]
+        about = {"content": combined_hash(*map(tensor_hash, values)), **(identity or {})}
+        write_whole(Path(folder), collected, names, about, block, dtype)
         return cls.open(folder)
 
     def __len__(self) -> int:

@@ -78,7 +78,7 @@ def test_what_else_is_kept_of_the_samples(tmp_path: Path) -> None:
     assert torch.equal(store.maps(OTHER, "activations", [7, 2]), maps[[7, 2]])
     assert torch.equal(store.maps(OTHER, "activations", slice(9, None)), maps[9:])
     assert store.maps(OTHER, "activations", []).shape == (0, 2, 4, 5)
-    assert store.identity == {"model": {"name": "tiny"}}
+    assert store.identity["model"] == {"name": "tiny"}
     assert store.skipped == []
     assert Store.of(tmp_path / "plain", {SITE: normal(3, 2)}).labels.tolist() == [-1, -1, -1]
 
@@ -233,3 +233,15 @@ def test_chunks_divide_blocks_into_whole_batches_of_bounded_size(width: int, bat
     assert (batch * batches) % chunk == 0
     assert chunk % batch == 0
     assert chunk == batch or chunk * width * 4 <= 2**22
+
+
+def test_stores_of_other_numbers_have_another_identity(tmp_path: Path) -> None:
+    """What is made of a store is not taken for what was made of another one."""
+    rows = torch.rand(4, 3)
+    one, same, other = (
+        Store.of(tmp_path / name, {"a": values}).identity
+        for name, values in (("one", rows), ("same", rows), ("other", rows + 1))
+    )
+    assert one == same != other
+    with pytest.raises(InputError, match=r"\[n, C\]"):
+        Store.of(tmp_path / "flat", {"a": torch.rand(4)})
