@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -157,7 +158,8 @@ def _show(found: Modes, chosen: list[int], record: dict[str, Any]) -> None:
         channels = " ".join(name for name, _ in found.channels(mode, 5))
         sample = found.names[int(found.exemplars.samples[mode, 0])]
         cells = (f"{100 * found.exemplars.active[mode]:.3g} %", best, f"{one.held_out[mode]:.2f}")
-        table.add_row(str(mode), *map(escape, cells), f"{one.chance[mode]:.2f}", channels, escape(sample))
+        chance = f"{one.chance[mode]:.2f}" if len(one.dealt) else "-"
+        table.add_row(str(mode), *map(escape, cells), chance, channels, escape(sample))
     console.print(table)
     for name in found.levels:
         for line in _lines(name, record[name]):
@@ -175,10 +177,12 @@ def _show(found: Modes, chosen: list[int], record: dict[str, Any]) -> None:
 def _lines(level: str, record: dict[str, Any]) -> Iterator[str]:
     yield f"{level} ({record['masks']}): median of the largest r over columns that are alive"
     for title, one in {"modes": record["modes"], **record["channels"]}.items():
+        dealt = isfinite(one["correlated_chance"])
+        chance, count = (f"chance {one['median_r_chance']:.3f}; ", f"chance {one['correlated_chance']:.1f}; ")
         yield (
-            f"  {title}: {one['median_r']:.3f} (chance {one['median_r_chance']:.3f}; held out "
+            f"  {title}: {one['median_r']:.3f} ({chance if dealt else ''}held out "
             f"{one['median_r_held_out']:.3f}; all columns {one['median_r_all']:.3f}); r > .2: {one['correlated']} of "
-            f"{one['alive']} (chance {one['correlated_chance']:.1f}; held out {one['correlated_held_out']}), "
+            f"{one['alive']} ({count if dealt else ''}held out {one['correlated_held_out']}), "
             f"{one['covered']} {level} covered"
         )
     for quantity, kinds in record["modes_minus_channels"].items():

@@ -37,8 +37,8 @@ def correlation_figure(modes: Modes, name: str) -> Figure:
     for place, (ax, kind) in enumerate(zip(axes, ("strongest", "held_out"), strict=True)):
         pairs = [(title, getattr(one, kind)[one.alive].numpy()) for title, one in shown.items()]
         dealt = level.modes.dealt[:, level.modes.alive].flatten().numpy()
-        drawn = [values for _, values in pairs] + ([dealt] if kind == "strongest" else [])
-        low, high = (min(map(np.min, drawn), default=0.0), max(map(np.max, drawn), default=1.0))
+        drawn = np.concatenate([values for _, values in pairs] + ([dealt] if kind == "strongest" else []))
+        low, high = (drawn.min(), drawn.max()) if len(drawn) else (0.0, 1.0)  # nothing is alive, or was dealt
         bins = np.linspace(low, high + 1e-9, BINS + 1)
         for title, values in pairs:
             label = title if title == "modes" else f"channels ({title})"
@@ -112,9 +112,10 @@ def exemplar_sheet(modes: Modes, chosen: list[int], picture: Picture | None = No
 
 
 def _heading(modes: Modes, mode: int) -> str:
-    """ "mode 12, active on 3.2 %: dog.n.01 r .62 (other samples .58, chance .11)"."""
+    """ "mode 12, active on 3.2 %: dog.n.01 r .62 (other samples .58, chance .11)"; no chance where none was dealt."""
     name, one = modes.level.best_concepts(mode, 1)[0][0], modes.level.modes
-    rest = f"r {one.strongest[mode]:.2f} (other samples {one.held_out[mode]:.2f}, chance {one.chance[mode]:.2f})"
+    chance = f", chance {one.chance[mode]:.2f}" if len(one.dealt) else ""
+    rest = f"r {one.strongest[mode]:.2f} (other samples {one.held_out[mode]:.2f}{chance})"
     return f"mode {mode}, active on {100 * modes.exemplars.active[mode]:.3g} %: {name} {rest}"
 
 

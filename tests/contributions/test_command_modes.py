@@ -74,6 +74,14 @@ def test_table_of_one_class(folder: Path, tmp_path: Path) -> None:
     assert "4 modes ->" in errors
 
 
+def test_without_permutations_there_is_no_chance_and_everything_else(folder: Path, tmp_path: Path) -> None:
+    code, out, _ = run(folder / "pca", "--permutations", 0, "--draws", 0, "--out", tmp_path / "out")
+    assert code == 0
+    assert "held out" in out
+    assert "nan" not in "".join(line for line in out.splitlines() if "modes - channels" not in line)
+    assert (tmp_path / "out" / "correlation-classes.png").is_file()
+
+
 def test_unknown_names_and_too_few_images(folder: Path, tmp_path: Path) -> None:
     from backlight.errors import InputError, UnknownNameError
 

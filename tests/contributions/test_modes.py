@@ -204,3 +204,17 @@ def test_figures_are_drawn(found: Modes) -> None:
     sheet = exemplar_sheet(found, [0, 6], lambda name: torch.zeros(3, 8, 8))
     assert len(sheet.axes) == 8 + 2  # pictures of mode 0, none of the dead one, and two sets of channels
     assert "mode 0" in sheet.texts[1].get_text()
+
+
+def test_figures_leave_out_what_was_not_dealt_or_is_not_alive() -> None:
+    pytest.importorskip("matplotlib")
+    from backlight.contributions.mode_figures import correlation_figure, exemplar_sheet
+
+    plain = describe(Planted(), classes=NAMES, permutations=0, draws=0)
+    left, right = correlation_figure(plain, "classes").axes
+    assert len(left.lines) == len(right.lines) == 3  # medians of modes and two quantities, none of chance
+    assert "chance" not in exemplar_sheet(plain, [0]).texts[1].get_text()
+    dead = Planted()
+    dead.loadings = TensorRows(torch.zeros(120, 7))
+    none = describe(dead, classes=NAMES, permutations=2, draws=0, channels=False)
+    assert not correlation_figure(none, "classes").axes[0].lines
