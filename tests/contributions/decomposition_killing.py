@@ -19,7 +19,7 @@ from backlight.store.rows import TensorRows
 
 SETTINGS = {
     "ThresholdSAE:revived": {"epochs": 4, "revive_every": 2, "modes": 12, "schedule": "plateau"},
-    "TopKSAE": {"epochs": 3, "modes": 12, "k": 3, "revive_every": 1},
+    "TopKSAE": {"epochs": 3, "modes": 60, "k": 1, "auxiliary": 0.5},
     "NMF": {"epochs": 3, "modes": 6},
     "KMeans": {"epochs": 3, "modes": 6, "tolerance": 0.0},
     "PCA": {"modes": 6},

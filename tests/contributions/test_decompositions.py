@@ -252,6 +252,16 @@ def test_rows_that_modes_cannot_add_up_to_are_refused() -> None:
     assert (one.modes < 0).any()
 
 
+@pytest.mark.parametrize("name", ["ThresholdSAE", "ReLUSAE", "TopKSAE"])
+def test_autocast_rounds_and_leaves_float32(name: str) -> None:
+    x, _ = planted(150, channels=12)
+    one, rounded = (quick(name, autocast=autocast).fit(x) for autocast in (False, True))
+    assert rounded.modes.dtype == torch.float32
+    assert not torch.equal(one.modes, rounded.modes)
+    torch.testing.assert_close(one.modes, rounded.modes, atol=0.02, rtol=0)
+    assert rounded.history[-1].loss == pytest.approx(one.history[-1].loss, rel=0.05)
+
+
 def test_schedules_change_the_rate() -> None:
     x, _ = planted(20, channels=4)
     one = ThresholdSAE(epochs=30, schedule="step", hidden=3, n_modes=4)
@@ -300,9 +310,11 @@ def test_dead_modes_become_what_is_missing_and_forget_their_past() -> None:
     x, _ = planted(100, channels=12)
     one = ReLUSAE(n_modes=6, epochs=10, revive_every=1)
     run = _Training(one, Work(TensorRows(x)), torch.device("cpu"))
-    run.epoch = 1
+    run.run_epoch()
+    assert run.revived == 0
     with torch.no_grad():
         one.state["bias"][2] = -100.0
+    assert run.optimiser.state[run.trained["modes"]]["exp_avg"][2].any()
     before = {name: tensor.detach().clone() for name, tensor in one.state.items()}
     run.run_epoch()
     assert run.revived == 1
