@@ -47,14 +47,14 @@ class Store:
         names: of the finished samples.
         skipped: samples that could not be read, and why.
         identity: what decided the numbers, as plain values; `about`: what did not, such as paths.
-        samples: how many there are to be, the skipped ones too.
+        samples: how many there are to be, the skipped ones too. sessions: of each call, when, versions, threads, workers.
     """
 
     def __init__(self, folder: Path, record: Record) -> None:
         if record.layout is None:
             raise InputError(f"no sample of the store {str(folder)!r} is finished yet")
         self.folder, self.identity, self.about = folder, record.identity, record.about
-        self.sites, self.samples = tuple(record.sites), record.samples
+        self.sites, self.samples, self.sessions = tuple(record.sites), record.samples, record.sessions
         marks = read_marks(folder / MARKS).values()
         places = [(place, mark.names[place - mark.start]) for mark in marks for place in mark.positions()]
         self.names = [name for _, name in places]

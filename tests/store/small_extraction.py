@@ -47,7 +47,7 @@ class Numbered:
 
 @dataclass(frozen=True)
 class Linear:
-    """Contributions of a random matrix; `die`: a file that has to be there, else the process ends at sample 5."""
+    """Contributions of a random matrix; `die`: a file that has to be there, else the process ends at sample 7."""
 
     width: int = 6
     die: Path | None = None
@@ -80,7 +80,7 @@ class Opened:
     matrix: torch.Tensor
 
     def collect(self, samples: Sequence[Sample]) -> Collected:
-        if any(one.name == "folder/5" for one in samples):
+        if any(one.name == "folder/7" for one in samples):
             self._stumble()
         x = torch.stack([one.inputs for one in samples])
         hidden = x.flatten(1) @ self.matrix * self.of.scale
@@ -100,7 +100,7 @@ class Opened:
 
     def _stumble(self) -> None:
         if self.of.fail:
-            raise RuntimeError("the fifth is wrong")
+            raise RuntimeError("the seventh is wrong")
         if self.of.always:
             os._exit(3)
         if self.of.die is not None and not self.of.die.exists():

@@ -108,8 +108,7 @@ def test_processes_give_the_same_bytes_and_are_replaced_where_they_die(tmp_path:
     assert (tmp_path / "died").exists()
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert steps[-1].done == len(store) == 11
-    sessions = json.loads((tmp_path / "two" / "store.json").read_text())["sessions"]
-    assert [(one["workers"], one["engine"], one["threads"]) for one in sessions] == [(2, "process", 1)]
+    assert [(one["workers"], one["engine"], one["threads"]) for one in store.sessions] == [(2, "process", 1)]
 
 
 def test_a_block_that_kills_its_workers_is_told_at_the_end_and_the_others_are_kept(tmp_path: Path) -> None:
@@ -122,7 +121,7 @@ def test_a_block_that_kills_its_workers_is_told_at_the_end_and_the_others_are_ke
 
 
 def test_what_a_collector_raises_in_a_worker_is_raised_here(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="the fifth is wrong") as caught:
+    with pytest.raises(RuntimeError, match="the seventh is wrong") as caught:
         small(tmp_path, collector=Linear(fail=True), workers=2)
     assert any("in _stumble" in note for note in caught.value.__notes__)
     assert len(small(tmp_path)) == 11
