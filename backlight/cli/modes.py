@@ -34,7 +34,7 @@ def modes(
     top: Annotated[int, typer.Option(min=1, help="Modes to list.")] = 20,
     permutations: Annotated[int, typer.Option(min=0, help="Of the labels, for the r that chance gives.")] = 20,
     draws: Annotated[int, typer.Option(min=0, help="Of the bootstrap over images.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of permutations, halves and draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of permutations, halves and draws.")] = 0,
     store: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the store is now, if it has moved.")] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The pictures, a folder or .npz file, for the sheets.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,13 +97,12 @@ def evidence(
     of channels are paired. Rows are read 5 + `permutations` times.
 
     Raises:
-        InputError: no masks, or negative numbers of permutations or draws.
+        InputError: no masks, or permutations, draws or a seed that are no whole numbers of at least 0.
     """
     n, columns = rows.shape
     if not masks.shape[1]:
         raise InputError("there is no class or concept with enough samples: lower min_images, or use a hierarchy")
-    if permutations < 0 or draws < 0:
-        raise InputError(f"permutations and draws are at least 0, got {permutations} and {draws}")
+    check_whole(permutations=permutations, draws=draws, seed=seed)
     tell = progress or (lambda: None)
     whole = correlation(rows, masks)
     strongest, best = whole.r.max(1)
@@ -128,6 +128,13 @@ def evidence(
         np.array([median(one, alive) for one in fixed]),
         np.array([median(one, alive) for one in held[1:]]),
     )
+
+
+def check_whole(**numbers: Any) -> None:
+    """Raises `InputError` for what is no whole number of at least 0."""
+    for name, value in numbers.items():
+        if not isinstance(value, int | np.integer) or value < 0:
+            raise InputError(f"{name} must be a whole number of at least 0, got {value!r}")
 
 
 def steps(permutations: int) -> int:

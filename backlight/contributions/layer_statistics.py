@@ -159,8 +159,10 @@ def store_statistics(
 
     Raises:
         UnknownNameError: a site, or way to group, that there is not.
-        InputError: no site has one of the quantities, or channels of attention that the heads divide.
+        InputError: no site has one of the quantities, or channels of attention that the heads divide; a seed below 0.
     """
+    if seed < 0:
+        raise InputError(f"seed must be at least 0, got {seed}")
     if classes not in CLASSES:
         raise UnknownNameError("grouping of class means", classes, CLASSES)
     for site in sites or ():

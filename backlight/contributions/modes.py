@@ -14,7 +14,7 @@ from torch import Tensor
 from backlight.contributions.concepts import IMAGES, Concepts
 from backlight.contributions.correlation import correlate
 from backlight.contributions.decompositions.scaling import kept
-from backlight.contributions.evidence import Difference, Evidence, difference, evidence, nonzero, steps
+from backlight.contributions.evidence import Difference, Evidence, check_whole, difference, evidence, nonzero, steps
 from backlight.contributions.exemplars import Exemplars, exemplars
 from backlight.contributions.specificity import Specificity, coverage, specificity
 from backlight.contributions.stability import Stability, stability
@@ -232,6 +232,7 @@ def describe(
         InputError: no labels, no class or concept with enough samples, or numbers out of range.
         UnknownNameError: another `by`, or an `about` that is not there or has too few samples.
     """
+    check_whole(permutations=permutations, draws=draws, seed=seed)
     labels, names = labels_of(decomposed, by), classes or class_names(decomposed)
     levels, notes = _masks(labels, hierarchy, names, min_images)
     level_of(levels, about)

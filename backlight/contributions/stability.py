@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backlight.contributions.evidence import CORRELATED
+from backlight.contributions.evidence import CORRELATED, check_whole
 from backlight.errors import InputError, MissingExtraError
 from backlight.shapes import Bool, Float, Int
 
@@ -95,8 +95,9 @@ def stability(
     `apart`: which classes have nothing in common (concepts may); None: all of them.
 
     Raises:
-        InputError: other numbers of channels or classes; no modes.
+        InputError: other numbers of channels or classes; no modes; draws or a seed below 0.
     """
+    check_whole(draws=draws, seed=seed)
     _same_channels(first, second)
     if not len(first) or not len(second):
         raise InputError("a decomposition without alive modes is as stable as nothing")

@@ -171,6 +171,15 @@ def test_two_runs_share_their_class_modes_and_not_their_noise(found: Modes) -> N
         found.against(other)
 
 
+def test_numbers_out_of_range_are_refused_before_anything_is_computed() -> None:
+    for wrong in ({"seed": -1}, {"permutations": -1}, {"draws": -2}):
+        with pytest.raises(InputError, match=rf"{next(iter(wrong))} must be .*at least 0, got -"):
+            describe(Planted(), **wrong, progress=lambda *_: pytest.fail("too late"))  # type: ignore[arg-type]
+    plain = describe(Planted(), permutations=0, draws=0, channels=False)
+    with pytest.raises(InputError, match="seed must be"):
+        plain.against(Planted(), seed=-1)
+
+
 def test_progress_ends_at_its_total() -> None:
     told: list[tuple[int, int]] = []
     describe(Planted(), permutations=2, draws=0, progress=lambda done, total: told.append((done, total)))

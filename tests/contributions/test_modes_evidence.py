@@ -8,7 +8,7 @@ import torch
 from scipy.stats import pearsonr
 
 from backlight.contributions.concepts import Concepts
-from backlight.contributions.evidence import difference, evidence, halves, median, with_fixed
+from backlight.contributions.evidence import check_whole, difference, evidence, halves, median, with_fixed
 from backlight.contributions.exemplars import exemplars
 from backlight.data import ClassNames
 from backlight.data.hierarchy import Hierarchy
@@ -116,8 +116,12 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 def test_settings_that_cannot_be() -> None:
     with pytest.raises(InputError, match="min_images"):
         evidence(TensorRows(noise()), torch.zeros(200, 0, dtype=torch.bool))
-    with pytest.raises(InputError, match="at least 0"):
+    with pytest.raises(InputError, match=r"draws .* at least 0, got -1"):
         evidence(TensorRows(noise()), classes(), draws=-1)
+    with pytest.raises(InputError, match=r"seed .* at least 0, got -1"):
+        evidence(TensorRows(noise()), classes(), seed=-1)
+    with pytest.raises(InputError, match=r"permutations .* whole number .* 1\.5"):
+        check_whole(draws=np.int64(3), permutations=1.5)
 
 
 def test_exemplars_are_the_largest_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
