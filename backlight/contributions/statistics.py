@@ -6,7 +6,7 @@ What is undefined is NaN, and drops out of medians, counted (as everywhere here:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import log, sqrt
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ def principal_components(means: Float[Tensor, "K C"], share: float = SHARE) -> i
 class Median:
     """The median of `n` values, those that were undefined left out and counted, and an interval that bounds it.
 
-    None where there is no value. `low`, `high`: the exact percentiles of the bootstrap over images.
+    `median`: None where there is no value. `low`, `high`: see `interval`; None where there are too few values for one.
     """
 
     n: int
@@ -95,36 +95,28 @@ class Median:
         undefined = len(values) - len(known)
         if not len(known):
             return cls(0, undefined, None, None, None)
-        low, high = interval(known, level)
+        low, high = interval(known, level) or (None, None)
         return cls(len(known), undefined, float(np.median(known)), low, high)
 
 
-def interval(ascending: Float[np.ndarray, "n"], level: float = LEVEL) -> tuple[float, float]:
-    """Percentiles of the bootstrapped median, without drawing: its distribution is known.
+def interval(ascending: Float[np.ndarray, "n"], level: float = LEVEL) -> tuple[float, float] | None:
+    """The k-th least and the k-th largest value, which hold the median of what the values are drawn from.
 
-    The m-th least of a resample is at most the k-th least value with the probability that a binomial (n, k / n) is at
-    least m (Efron 1979). For even n the two middle ones bound it, one at each end.
+    At least as often as `level` says, of any distribution: it lies below the k-th least of n values no more often than
+    a binomial (n, 1/2) is below k. k is the largest for which that is at most (1 - level) / 2 (Thompson 1936). None
+    where the least and the largest are not enough: 5 values or fewer at 95 %.
+
+    Raises:
+        InputError: a level outside of (0, 1).
     """
+    if not 0 < level < 1:
+        raise InputError(f"the level of an interval is in (0, 1), got {level}")
     count = len(ascending)
-    tail = (1 - level) / 2
-    least = _least_rank(count, (count + 1) // 2, tail)
-    most = _least_rank(count, count // 2 + 1, 1 - tail)
-    return float(ascending[least - 1]), float(ascending[most - 1])
-
-
-def _least_rank(count: int, middle: int, probability: float) -> int:
-    """The least k for which a binomial (count, k / count) is at least `middle` with that probability."""
-    terms = torch.arange(middle, count + 1, dtype=torch.float64)
-    total = torch.tensor(float(count), dtype=torch.float64)
+    terms, total = torch.arange(count + 1, dtype=torch.float64), torch.tensor(float(count), dtype=torch.float64)
     ways = torch.lgamma(total + 1) - torch.lgamma(terms + 1) - torch.lgamma(total - terms + 1)
-    low, high = 1, count
-    while low < high:
-        k = (low + high) // 2
-        share = torch.tensor(k / count, dtype=torch.float64)
-        logs = ways + terms * share.log() + (total - terms) * torch.log1p(-share)
-        enough = float(torch.logsumexp(logs, 0).exp()) >= probability
-        low, high = (low, k) if enough else (k + 1, high)
-    return low
+    below = (ways - count * log(2)).exp().cumsum(0)  # at most so many of n
+    k = int((below <= (1 - level) / 2).sum())
+    return (float(ascending[k - 1]), float(ascending[count - k])) if k else None
 
 
 class ClassMeans:

@@ -132,9 +132,10 @@ def columns(statistics: StoreStatistics, intervals: bool = True) -> tuple[list[s
 
 
 def _shown(one: Median, intervals: bool, plus: str = "") -> str:
-    if one.median is None or one.low is None or one.high is None:
+    if one.median is None:
         return "-"
-    bounds = f" [{one.low:{plus}.3f}, {one.high:{plus}.3f}]" if intervals else ""
+    known = intervals and one.low is not None and one.high is not None
+    bounds = f" [{one.low:{plus}.3f}, {one.high:{plus}.3f}]" if known else ""
     return f"{one.median:{plus}.3f}{bounds}"
 
 
@@ -147,7 +148,7 @@ def _heads(one: QuantityStatistics, intervals: bool) -> str:
 def notes(statistics: StoreStatistics) -> list[str]:
     """What a reader of the table must know."""
     level = f"{100 * statistics.settings['level']:g} %"
-    found = [f"Medians over {statistics.samples} images, with {level} intervals over images (bootstrap)."]
+    found = [f"Medians over {statistics.samples} images, with {level} intervals over images (order statistics)."]
     if len(statistics.quantities) > 1:
         found.append("Gross: of P - N, so that what a channel says for and against adds up, and does not cancel.")
     if statistics.classes > 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
-from math import sqrt
+from math import comb, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -87,27 +87,36 @@ def test_components_leave_the_mean_out_and_count_none_where_all_is_equal() -> No
         principal_components(line, share=0.0)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 20, 41])
-def test_intervals_of_medians_are_those_of_drawing(count: int) -> None:
-    values = np.sort(np.random.default_rng(count).standard_normal(count))
-    low, high = interval(values)
-    draws = np.random.default_rng(1).choice(values, (20_000, count))
-    expected = np.quantile(np.median(draws, 1), [0.025, 0.975])
-    step = np.diff(values).max() if count > 1 else 0
-    assert low <= np.median(values) <= high
-    if count % 2:  # of one entry exactly, up to draws
-        near = 0.03 + (step if count < 6 else 0)
-        assert abs(low - expected[0]) < near
-        assert abs(high - expected[1]) < near
-    else:
-        assert low <= expected[0] + 1e-9
-        assert high >= expected[1] - 1e-9
+def test_intervals_of_medians_are_the_tightest_order_statistics_that_hold() -> None:
+    """Literal: the exact chance that fewer than k of n values lie below the median, and for k + 1."""
+    for count in (6, 7, 20, 21, 72, 101, 1000):
+        for level in (0.5, 0.9, 0.95):
+            found = interval(np.arange(1.0, count + 1), level)
+            assert found is not None
+            k, most = map(int, found)
+            assert most == count + 1 - k
+            outside = [2 * sum(comb(count, below) for below in range(k + more)) / 2**count for more in (0, 1)]
+            assert outside[0] <= 1 - level < outside[1]
 
 
-def test_intervals_hold_the_median_as_often_as_they_say() -> None:
-    draws = np.random.default_rng(0).standard_normal((400, 101))
-    held = [low <= 0 <= high for low, high in (interval(np.sort(one)) for one in draws)]
-    assert 0.91 < np.mean(held) < 0.99
+def test_few_values_have_no_interval() -> None:
+    values = np.arange(6.0)
+    assert interval(values) == (0.0, 5.0)  # outside: 2 of 64
+    assert interval(values[:5]) is None  # 2 of 32 are more than 5 %
+    assert interval(values[:5], 0.9) == (0.0, 4.0)
+    found = Median.of(values[:5])
+    assert (found.n, found.median, found.low, found.high) == (5, 2.0, None, None)
+    with pytest.raises(InputError, match="level"):
+        interval(values, 1.0)
+
+
+@pytest.mark.parametrize("count", [7, 21, 72])
+def test_intervals_hold_the_median_at_least_as_often_as_they_say(count: int) -> None:
+    """At 21, percentiles of the bootstrap held it in 92 % of the draws."""
+    draws = np.sort(np.random.default_rng(0).standard_normal((4000, count)), 1)
+    found = [interval(one) for one in draws]
+    held = [one is not None and one[0] <= 0 <= one[1] for one in found]
+    assert np.mean(held) >= 0.945  # of 4000 draws: a standard error of 0.0034
 
 
 def test_medians_leave_out_what_is_undefined() -> None:
@@ -282,6 +291,8 @@ def test_what_is_not_there_is_named(store: Store) -> None:
         store_statistics(store, quantities=["gradients"])
     with pytest.raises(InputError, match="5 heads"):
         store_statistics(store, heads=5)
+    with pytest.raises(InputError, match="seed must be at least 0, got -1"):
+        store_statistics(store, seed=-1)
 
 
 def test_published_numbers_stand_beside_sites_of_their_number_and_width(tmp_path: Path) -> None:
@@ -293,6 +304,8 @@ def test_published_numbers_stand_beside_sites_of_their_number_and_width(tmp_path
     assert known == ("ResNet-50, blocks", published()["ResNet-50", "blocks", "contributions", "sign_correlation"])
     assert curve(found.layers[1:], "contributions", "hoyer") is None
     assert "(0.629)" in markdown(found)
+    middle = found.layers[0].quantities["contributions"].hoyer.median
+    assert f"| {middle:.3f} (" in markdown(found)  # of two images: no interval, and the median all the same
     layers = [replace(found.layers[0], site=f"blocks.{i}{end}") for end in ("", ".attn.proj:input") for i in range(12)]
     for layer in layers:
         narrow = {name: replace(one, channels=768) for name, one in layer.quantities.items()}
