@@ -205,6 +205,10 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for share in (-0.1, 1.0, 0.001):
         with pytest.raises(InputError, match=str(share)):
             split_rows(40, share, 0)
+    with pytest.raises(InputError, match="seed"):
+        split_rows(40, 0.2, -1)
+    with pytest.raises(InputError, match="infx"):
+        made(tmp_path, x, modes="infx")
     assert not split_rows(40, 0.0, 0).any()
     assert (split_rows(40, 0.2, 0) != split_rows(40, 0.2, 1)).any()
 
@@ -251,6 +255,8 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
         TopKSAE(n_modes=8, k=3, epochs=2).fit(x, folder=tmp_path)
     with pytest.raises(InputError, match="rows"):
         TopKSAE(n_modes=8, k=2, epochs=2).fit(x[:30], folder=tmp_path)
+    with pytest.raises(InputError, match="rows"):
+        TopKSAE(n_modes=8, k=2, epochs=2).fit(x + 1, folder=tmp_path)  # as many others
     (tmp_path / "checkpoint.safetensors").write_bytes(b"broken")
     with pytest.raises(InputError, match="cannot read"):
         TopKSAE(n_modes=8, k=2, epochs=2).fit(x, folder=tmp_path)

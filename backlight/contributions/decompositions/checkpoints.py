@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,10 +13,19 @@ from torch import Tensor
 from backlight.contributions.decompositions.decomposition import Decomposition, Epoch, Work, plain_settings
 from backlight.contributions.decompositions.folder import read_tensors, write_tensors
 from backlight.errors import InputError
-from backlight.evaluation.identity import differences
+from backlight.evaluation.identity import differences, tensor_hash
+from backlight.store.rows import Rows, pieces
 
 CHECKPOINT = "checkpoint.safetensors"
 SHARE = 0.05  # of the time may go into checkpoints: one after a pass, unless that is exceeded
+
+
+def content(rows: Rows) -> str:
+    """A hash of the shape and of all entries, read in pieces."""
+    found = hashlib.sha256(repr(tuple(rows.shape)).encode())
+    for _, piece in pieces(rows):
+        found.update(piece.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 class Checkpoints:
@@ -23,9 +33,12 @@ class Checkpoints:
 
     def __init__(self, one: Decomposition, work: Work) -> None:
         self.path = None if work.folder is None else work.folder / CHECKPOINT
-        held_out = None if work.held_out is None else work.held_out.shape[0]
-        settings = plain_settings(one)
-        self.fit = {"class": type(one).__name__, "settings": settings, "rows": [*work.rows.shape], "held_out": held_out}
+        self.fit: dict[str, Any] = {}
+        if self.path is not None:
+            held_out = None if work.held_out is None else content(work.held_out)
+            labels = None if work.labels is None else tensor_hash(work.labels)
+            made = {"class": type(one).__name__, "settings": plain_settings(one)}
+            self.fit = {**made, "rows": content(work.rows), "held_out": held_out, "labels": labels}
         self._at, self._took = time.monotonic(), 0.0
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any], list[Epoch]] | None:

@@ -135,8 +135,10 @@ def split_rows(n: int, share: float, seed: int) -> np.ndarray:
     """Which of n rows are held out, drawn by the seed: `[n]`, true for `share` of them, rounded; at least one is not.
 
     Raises:
-        InputError: a share that is not in [0, 1), or leaves no row to hold out or none to fit.
+        InputError: a seed below 0, or a share that is not in [0, 1), or leaves no row to hold out or none to fit.
     """
+    if seed < 0:
+        raise InputError(f"a seed is a number from 0 on, got {seed}")
     if not 0 <= share < 1:
         raise InputError(f"the share of rows that are held out lies in [0, 1), got {share}")
     count = round(share * n)

@@ -234,7 +234,7 @@ def count_modes(n_modes: int | str, channels: int) -> int:
     try:
         text = str(n_modes)
         found = round(float(text[:-1]) * channels) if text.endswith("x") else int(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: of infinity
         found = 0
     if found < 1:
         raise InputError(f"modes are a number from 1 on, or a multiple of the channels such as '3x'; got {n_modes!r}")
