@@ -139,6 +139,7 @@ def control(
         batch_size=batch_size,
     )
     written = [] if export is None else [exported(study, network, export, fraction, actions)]
+    console.say(f"{len(study.design.trials)} trials: {study.design.images():,} images to run")
     with news() as tell:
         found = study.measure(out, tell)
     record = summary(found)

@@ -103,6 +103,18 @@ class Design:
             lasting = direction.name == RANDOM or fraction in (0.0, 1.0)
             yield (p, d, a, f), [Condition(dict(zip(orders, one, strict=True)), lasting) for one in removed]
 
+    def images(self) -> int:
+        """How many images go through the network: for each trial, those of both sides under each new condition."""
+        total, seen = 0, set[tuple[bytes, int]]()
+        for trial in self.trials:
+            keys = {one.key: one.lasting for _, draws in self.conditions(trial.concept) for one in draws}
+            places = (*trial.target, *trial.off)
+            total += len(places) * sum(not lasting for lasting in keys.values())
+            for key in (key for key, lasting in keys.items() if lasting):
+                new = {(key, place) for place in places} - seen
+                total, seen = total + len(new), seen | new
+        return total
+
 
 @dataclass(frozen=True)
 class Told:

@@ -18,6 +18,7 @@ from backlight.contributions.correlation import correlate, correlation
 from backlight.contributions.modes import Negated
 from backlight.data.hierarchy import Concept
 from backlight.errors import InputError
+from backlight.evaluation.identity import sample_seed
 from backlight.shapes import Bool, Float, Int
 from backlight.store.rows import Chosen, Rows, pieces
 
@@ -121,10 +122,10 @@ def mean_scores(
     return means - (sums[-1] - sums[:-1]) / (total.sum() - inside) if contrast else means
 
 
-def random_orders(channels: int, draws: int, seed: int) -> Int[Tensor, "D C"]:
-    """Channels in `draws` random orders; more draws begin with the same ones."""
-    found = [np.random.default_rng((seed, draw, channels)).permutation(channels) for draw in range(draws)]
-    return torch.from_numpy(np.stack(found))
+def random_orders(channels: int, draws: int, seed: int, site: str = "") -> Int[Tensor, "D C"]:
+    """Channels in `draws` random orders, others at each site; more draws begin with the same ones."""
+    seeds = [sample_seed(seed, f"{site} {draw}") for draw in range(draws)]
+    return torch.from_numpy(np.stack([np.random.default_rng(one).permutation(channels) for one in seeds]))
 
 
 def directions_of(
@@ -138,10 +139,9 @@ def directions_of(
 ) -> list[Direction]:
     """All directions that decompositions of some sites, and their stores, have.
 
-    - "mode of contributions", "mode of activations": where each site was decomposed so; the first is of the first
-      decomposition's quantity;
-    - "mean contribution" and "mean activation" of the concept, "contrast of contributions": the mean less that of all
-      others, "best channels": by their own correlation with the concept;
+    - "mode of contributions", "mode of activations": of what was decomposed at each site; contributions first;
+    - "mean contribution", "mean activation" of the concept, where the store has them; "contrast of ...": the mean less
+      that of all others, and "best channels by ...": their own correlation with the concept, of what was decomposed;
     - "random channels", `random` draws, the same for all concepts.
 
     Args:
@@ -156,7 +156,8 @@ def directions_of(
         if one.site in by_quantity.setdefault(one.quantity, {}):
             raise InputError(f"two decompositions of the {one.quantity} at {one.site!r}: give one of each")
         by_quantity[one.quantity][one.site] = one
-    first = by_quantity[decomposed[0].quantity]
+    by_quantity = dict(sorted(by_quantity.items(), key=lambda item: item[0] != CONTRIBUTIONS))
+    first = next(iter(by_quantity.values()))
     rows_of = {str(one.folder): None if used is None else used[str(one.folder)] for one in decomposed}
     found = []
     for quantity, sites in by_quantity.items():
@@ -167,36 +168,41 @@ def directions_of(
         scored = {site: mode_scores(one, concepts, rows_of[str(one.folder)], above) for site, one in sites.items()}
         notes = [_note(scored, place) for place in range(len(concepts))]
         found.append(Direction.of_scores(f"mode of {quantity}", {s: one.scores for s, one in scored.items()}, notes))
-    found += _controls(first, concepts, rows_of)
+    found += _controls(by_quantity, concepts, rows_of)
     if random:
-        widths = {site: next(iter(found[0].orders[site])).shape[-1] for site in first}
-        orders = {
-            site: random_orders(width, random, seed).expand(len(concepts), -1, -1) for site, width in widths.items()
-        }
+        orders = {}
+        for site in first:
+            drawn = random_orders(found[0].orders[site].shape[-1], random, seed, site)
+            orders[site] = drawn.expand(len(concepts), -1, -1)
         found.append(Direction(RANDOM, orders))
     return found
 
 
 def _controls(
-    sites: Mapping[str, Decomposed], concepts: Sequence[Concept], rows_of: Mapping[str, np.ndarray | None]
+    by_quantity: Mapping[str, Mapping[str, Decomposed]],
+    concepts: Sequence[Concept],
+    rows_of: Mapping[str, np.ndarray | None],
 ) -> list[Direction]:
-    """Means, contrast and single channels, of what the stores hold."""
+    """Means of what the stores hold; contrasts and single channels of what was decomposed."""
+    first = next(iter(by_quantity.values()))
     scores: dict[str, dict[str, Tensor]] = {}
-    for site, one in sites.items():
-        masks, used = concept_masks(one.store.labels, concepts), rows_of[str(one.folder)]
-        for quantity in one.store.quantities(site):
-            if quantity not in (CONTRIBUTIONS, ACTIVATIONS):
+    for quantity in dict.fromkeys((*by_quantity, CONTRIBUTIONS, ACTIVATIONS)):
+        for site, one in by_quantity.get(quantity, first).items():
+            if quantity not in one.store.quantities(site):
                 continue
-            own = one.sign if quantity == one.quantity else "sum"
-            rows = channel_rows(one.store, site, quantity, own)
-            title = quantity.removesuffix("s")
-            scores.setdefault(f"mean {title}", {})[site] = mean_scores(rows, masks, used)
-            if quantity == one.quantity:
-                chosen = rows if used is None else Chosen(rows, np.flatnonzero(used))
-                r = correlate(chosen, masks if used is None else masks[torch.from_numpy(used)])
+            own = quantity == one.quantity
+            rows = channel_rows(one.store, site, quantity, one.sign if own else "sum")
+            masks, used = concept_masks(one.store.labels, concepts), rows_of[str(one.folder)]
+            scores.setdefault(f"mean {quantity.removesuffix('s')}", {})[site] = mean_scores(rows, masks, used)
+            if own:
                 scores.setdefault(f"contrast of {quantity}", {})[site] = mean_scores(rows, masks, used, contrast=True)
-                scores.setdefault("best channels", {})[site] = r.T
-    return [Direction.of_scores(name, one) for name, one in scores.items() if set(one) == set(sites)]
+                scores.setdefault(f"best channels by {quantity}", {})[site] = _correlations(rows, masks, used)
+    return [Direction.of_scores(name, one) for name, one in scores.items() if set(one) == set(first)]
+
+
+def _correlations(rows: Rows, masks: Tensor, used: np.ndarray | None) -> Tensor:
+    chosen = rows if used is None else Chosen(rows, np.flatnonzero(used))
+    return correlate(chosen, masks if used is None else masks[torch.from_numpy(used)]).T
 
 
 def _note(scored: Mapping[str, ModeScores], place: int) -> str:

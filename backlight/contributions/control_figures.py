@@ -20,12 +20,14 @@ COLOURS = {
     "mode of contributions": "#D6604D",
     "mode of activations": "#2166AC",
     "mean contribution": "#F4A582",
-    "contrast of contributions": "#B2182B",
     "mean activation": "#92C5DE",
-    "best channels": "#5AAE61",
+    "contrast of contributions": "#8C510A",
+    "contrast of activations": "#762A83",
+    "best channels by contributions": "#E3A33A",
+    "best channels by activations": "#5AAE61",
     RANDOM: "#8A949E",
 }
-OTHERS = ("#762A83", "#1B7837", "#8C510A")
+OTHERS = ("#111111", "#1B7837", "#C51B7D")
 WIDTH, HEIGHT, ROW = 3.3, 2.5, 0.16  # inches
 PUBLISHED = "#111111"
 

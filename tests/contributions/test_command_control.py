@@ -23,6 +23,7 @@ from backlight.contributions.control import control as controlling
 from backlight.contributions.control_study import class_concepts, control_study, labels_of, split
 from backlight.contributions.control_tables import published, published_relative
 from backlight.contributions.decompositions.decompose import decompose
+from backlight.contributions.decompositions.decomposed import open_decomposed
 from backlight.data.classes import ClassNames
 from backlight.data.images import Preprocessing
 from backlight.errors import InputError
@@ -62,6 +63,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     loaded = LoadedModel("colours", net, preprocessing, NAMES, ("layer", "head"), "")
     network = Network(loaded, loaded.pixels(), torch.device("cpu"))
     monkeypatch.setattr(command, "opened", lambda *_: network)
+    drawn = command.figures  # drawn in one test alone: they take their time
+    monkeypatch.setattr(command, "figures", lambda *_: [])
     names = samples.names[:24]
     x = torch.stack([(samples.load(name).inputs + 1) / 2 for name in names])
     own = torch.tensor([samples.load(name).target for name in names])
@@ -80,9 +83,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         folder = tmp_path / quantity
         decompose(store, "layer", "ClassMeans", folder, quantity=quantity, sign="sum", held_out=0.5)
         folders.append(folder)
-    return SimpleNamespace(
-        folders=folders, data=data, samples=samples, network=network, store=store, out=tmp_path / "o"
-    )
+    found = {"folders": folders, "data": data, "samples": samples, "network": network, "figures": drawn}
+    return SimpleNamespace(**found, out=tmp_path / "o")
 
 
 def invoke(made: Any, *more: str) -> Any:
@@ -90,14 +92,26 @@ def invoke(made: Any, *more: str) -> Any:
     return CliRunner().invoke(app, [*arguments, "--fractions", ".34,.67", "--min-images", "2", "--random", "2"])
 
 
-def test_the_command_writes_tables_and_figures(made: Any) -> None:
-    found = invoke(made, "--json")
+def test_the_command_writes_tables_and_figures(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "figures", made.figures)
+        found = invoke(made, "--json")
     assert found.exit_code == 0, found.output
     record = json.loads(found.stdout)
     assert record["concepts"] == ["red", "green", "blue"]
     assert record["settings"]["split"] == "held out"
     assert record["before"] == {"target": {"top1": 1.0, "top5": 1.0}, "off-target": {"top1": 1.0, "top5": 1.0}}
-    assert record["directions"][:2] == ["mode of contributions", "mode of activations"]
+    assert record["directions"] == [
+        "mode of contributions",
+        "mode of activations",
+        "mean contribution",
+        "contrast of contributions",
+        "best channels by contributions",
+        "mean activation",
+        "contrast of activations",
+        "best channels by activations",
+        "random channels",
+    ]
     assert {path.name for path in made.out.iterdir()} >= {
         "areas.csv", "areas.png", "control.json", "curves.csv", "curves.png", "run.json", "trials",
     }  # fmt: skip
@@ -166,16 +180,12 @@ def test_errors_say_what_to_do(made: Any, more: tuple[str, ...], text: str) -> N
 
 
 def study(made: Any, **settings: Any) -> Any:
-    from backlight.contributions.decompositions.decomposed import open_decomposed
-
-    decomposed = [open_decomposed(folder) for folder in made.folders]
+    decomposed = [open_decomposed(folder) for folder in reversed(made.folders)]  # contributions come first anyway
     given = {"classes": NAMES, "prefix": "network.", "least": 2, "fractions": (0.34,), "random": 1}
     return control_study(decomposed, made.network.front, made.samples, **(given | settings))
 
 
 def test_what_is_measured_was_neither_fitted_nor_used_to_choose(made: Any) -> None:
-    from backlight.contributions.decompositions.decomposed import open_decomposed
-
     decomposed = [open_decomposed(folder) for folder in made.folders]
     names = made.samples.names
     parts = split(decomposed, names)
