@@ -18,7 +18,7 @@ to position i. Where the paper is silent:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from typing import Any
@@ -27,37 +27,30 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from backlight.engine.adjoint import replace_adjoint, true_gradients
+from backlight.engine.adjoint import replace_adjoint
 from backlight.engine.operations import AFFINE, STRUCTURAL
 from backlight.engine.rules import Call, Mark, Rule, RuleSet, needs_gradient
-from backlight.engine.sites import INPUT
-from backlight.engine.targets import output_tensor
-from backlight.errors import ModelError, TargetError, UncoveredOperationError, UnknownNameError
+from backlight.errors import UnknownNameError
 from backlight.rules.affine import (
     inner,
-    max_pooled,
-    read_convolution,
     space,
     with_share,
 )
 from backlight.rules.affine_layers import bound
 from backlight.rules.gates import HAND_WRITTEN, GateRule, gate_rules, read_activation
-from backlight.rules.normalisation import read_norm
-from backlight.rules.origins import SAME, Origin, keeps_positions, moved, positions, signals_of, value_on
-from backlight.rules.relevance_flow import BIASES, Flow, Node, class_activation, held, same
-from backlight.rules.windows import Layer
+from backlight.rules.origins import SAME, keeps_positions, moved, positions, signals_of
+from backlight.rules.pfv_layers import Layers
+from backlight.rules.relevance_flow import BIASES, Flow, class_activation, held, same
 
 
 @dataclass
-class Sharing:
+class Sharing(Layers):
     """The rules of one explanation, and the graph of nodes that they find on the way.
 
     `bias`: `norm` shares a bias in proportion to |W_h a_i| (exact), `uniform` equally among the taps that read
     something; `drop` loses it, an approximation. `head`: what makes relevance of the last node's cotangent.
     """
 
-    flow: Flow
-    origins: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
     gates: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)  # the functions that gave them
 
     def rules(self) -> RuleSet:
@@ -82,83 +75,6 @@ class Sharing:
         }
         written: dict[str, Rule] = dict.fromkeys(HAND_WRITTEN, _Answer(self, self.hand_written, "PFV"))
         return RuleSet("srd", rules, written)
-
-    # what tensors are
-
-    def origin(self, x: Tensor) -> Origin:
-        """What a tensor is made of; the first one, and one that no call gave, is an input, and a node."""
-        if x not in self.origins and x.grad_fn is not None and len(self.origins):
-            return Origin(frozenset(), left="a tensor that was written to in place, or made by an unknown operation,")
-        self.begin(x)
-        return self.origins[x]
-
-    def begin(self, x: Tensor) -> None:
-        """Note an input, which is a node."""
-        if x not in self.origins:
-            number = self.flow.add(Node(INPUT, INPUT, space(x), frozenset()), same, True)
-            self.origins[x] = Origin(frozenset((number,)), number)
-
-    def made(self, result: Any, *sources: Tensor, **changes: Any) -> Any:
-        """Note that a result was made of these tensors."""
-        known = [self.origin(x) for x in sources]
-        parents = frozenset[int]().union(*(origin.parents for origin in known))
-        left = _telling(origin.left for origin in known)
-        bases = tuple({id(base): base for origin in known for base in origin.bases}.values())
-        held = changes.pop("held", frozenset()).union(*(origin.held for origin in known))
-        fresh = {"windowed": any(origin.windowed for origin in known), "left": left, "bases": bases, **changes}
-        for value in result if isinstance(result, (tuple, list)) else (result,):
-            if needs_gradient(value):
-                self.origins[value] = Origin(parents, held=held, **fresh)
-        return result
-
-    def check_head(self, outputs: Any) -> None:
-        """See to it that what the score is read from depends on the last node, and on no other but through it.
-
-        Raises:
-            ModelError: it reads another feature map directly, whose relevance would be lost.
-        """
-        try:
-            origin = self.origins.get(output_tensor(outputs))
-        except TargetError:  # only a target of the user's knows what is read
-            return
-        found = frozenset() if origin is None else self.flow.read_by_head(origin.parents | origin.held)
-        nodes, last = self.flow.nodes, self.flow.last
-        others = [nodes[number].layer or "(root)" for number in sorted(found) if number < last]
-        if others and last >= 0:
-            raise ModelError(
-                "sharing ratios start from one feature map, the last, that of "
-                f"{nodes[last].layer or '(root)'!r}; the score reads others directly: {', '.join(others)}"
-            )
-
-    # nodes
-
-    def node(self, call: Call, z: Tensor, sources: Iterable[Tensor], function: Callable[[Tensor], Tensor]) -> Tensor:
-        """function(z), as a node: an activation of z, or z itself, whose numbers come from the sources."""
-        known = [self.origin(x) for x in sources]
-        node = Node(call.layer, call.operation, space(z), self._parents(call, known))
-        number = self.flow.add(node, function, len(known) > 1)
-        of = known[0].node if len(known) == 1 and known[0].total is not None else None
-        vjp, raw = self.flow.node(number, function, of), z
-        if of is not None and known[0].total is not None:  # an activation of a sum shares as the sum would
-            z = known[0].total
-        y: Tensor = replace_adjoint(z, function, vjp, "z" if function is same else "zy", call.run.phase)
-        call.run.keep(y)
-        self.origins[y] = Origin(frozenset((number,)), number, total=raw if len(known) > 1 else None)
-        return y
-
-    def at_node(self, call: Call, x: Tensor) -> Tensor:
-        """x, as a node: what a layer with a window reads; where the theory was left, x as it is."""
-        origin = self.origin(x)
-        return x if origin.node is not None or origin.left else self.node(call, x, [x], same)
-
-    def _parents(self, call: Call, known: list[Origin]) -> frozenset[int]:
-        left = _telling(origin.left for origin in known)
-        if left is not None:
-            raise UncoveredOperationError(
-                "sharing ratios are defined between activations, with affine layers over positions in between: "
-                f"{left}, before {call.layer or '(root)'!r}, leaves that theory; AttnLRP follows such networks"
-            )
-        return frozenset[int]().union(*(origin.parents for origin in known))
 
     # what operations are
 
@@ -265,96 +181,6 @@ class Sharing:
         at, flow = self.flow.last, self.flow
         return held(x, lambda: not flow.in_head(at), call.run.phase)
 
-    def convolution(self, call: Call) -> Any:
-        x = call.input
-        if len(call.signals()) > 1:
-            return NotImplemented
-        if not positions(x):
-            return self.made(call.original(), x)
-        origin, source = self.origin(x), x
-        y = value_on(call, x.detach())
-        layer = read_convolution(call, y)
-        if origin.pool is not None:
-            source, pool = origin.pool
-            layer = changed(layer, pool=pool)
-        elif not layer.window.pointwise:
-            source = self.at_node(call, x)
-        return self.layered(
-            call, source, layer, y, lambda z: call.on(z if layer.pool is None else layer.pool.pooled(z))
-        )
-
-    def layered(
-        self, call: Call, source: Tensor, layer: Layer, y: Tensor, function: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """The value y = function(source) of an affine layer."""
-        values = [y.detach()]
-        answer = replace_adjoint(
-            source, lambda z: values.pop() if values else function(z), self.flow.layer(layer), "z", call.run.phase
-        )
-        windowed = not layer.window.pointwise or layer.pool is not None or self.origin(source).windowed
-        return self.made(answer, source, windowed=windowed, layer=(source, layer, function))
-
-    def norm(self, call: Call) -> Any:
-        x = call.input
-        statistics, weight, bias = read_norm(call)
-        if not positions(x):
-            return self.made(call.original(), x)
-
-        def affine(z: Tensor) -> tuple[Tensor, Tensor]:
-            mean, scale = statistics(z)
-            scale = scale if weight is None else scale * weight
-            return scale, (-mean * scale if bias is None else bias - mean * scale)
-
-        known = self.origin(x).layer
-        if known is None or call.operation != "batch_norm":
-            return self.pointwise(call, x, bound(call), affine)
-        source, layer, function = known
-        scale, shift = affine(x)
-        return self.layered(
-            call, source, layer.folded(scale.flatten(), shift.flatten()), value_on(call, x.detach()),
-            lambda z: call.on(function(z)),
-        )  # fmt: skip
-
-    def pointwise(
-        self, call: Call, x: Tensor, function: Callable[[Tensor], Tensor],
-        affine: Callable[[Tensor], tuple[Any, Tensor]],
-    ) -> Any:  # fmt: skip
-        """function(x) = scale x + shift, position by position; `affine` gives (scale, shift), held but in the head."""
-        at, flow = self.flow.last, self.flow
-
-        def vjp(z: Tensor, y: Any, cotangent: Tensor) -> Tensor:
-            if flow.in_head(at):
-                true: Tensor = true_gradients(function, (z,), cotangent)[0]
-                return true
-            scale, shift = affine(z)
-            back = (cotangent * scale).to(z.dtype)
-            return back if flow.bias == "drop" else with_share(back, z, (cotangent * shift).sum(1, keepdim=True))
-
-        return self.made(replace_adjoint(x, function, vjp, "z", call.run.phase), x)
-
-    def average(self, call: Call) -> Any:
-        result = call.original()
-        if not positions(result):
-            return self.made(result, call.input)
-        source = self.at_node(call, call.input)
-        return self.averaged(call, source, result if source is call.input else call.on(source))
-
-    def averaged(self, call: Call, source: Tensor, result: Tensor) -> Any:
-        return self.made(result, source, windowed=True)
-
-    def max_pool(self, call: Call) -> Any:
-        x = call.input
-        if not positions(x):
-            return self.made(call.original(), x)
-        x = self.at_node(call, x)
-        found = max_pooled(call, x)
-        if found is None:
-            return self.made(call.on(x), x, windowed=True)
-        y, pool = found
-        self.made(y, x, windowed=True, pool=(x, pool))
-        several = call.function.__name__.endswith("_with_indices") or call.kwargs.get("return_indices") is True
-        return (y, pool.winners) if several else y
-
     def passing(self, call: Call) -> Any:
         signals = signals_of(call)
         if len(call.signals()) > 1:
@@ -385,10 +211,6 @@ class Sharing:
             return self.passing(call)
         return self.leave(call, call.original(), signals)
 
-    def leave(self, call: Call, result: Any, signals: list[Tensor]) -> Any:
-        here = f"{call.operation!r} in layer {call.layer or '(root)'!r}"
-        return self.made(result, *signals, left=_telling([*(self.origin(x).left for x in signals), here]))
-
 
 @dataclass(frozen=True)
 class _Answer:
@@ -405,13 +227,6 @@ class _Answer:
             if written is not None:
                 self.sharing.origins[x] = self.sharing.origin(written)
         return self.answer(call)
-
-
-def _telling(reasons: Iterable[str | None]) -> str | None:
-    """Of the reasons why the theory was left, the first that is an attention's, else the first."""
-    known = [reason for reason in reasons if reason]
-    told = [reason for reason in known if "attention" in reason or "softmax" in reason]
-    return next(iter(told or known), None)
 
 
 def _gated(gate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
