@@ -17,6 +17,11 @@ class DurableStore(LocalStore):
         """Write one file."""
         await asyncio.to_thread(self.set_sync, key, value)
 
+    async def set_if_not_exists(self, key: str, value: Any) -> None:
+        """Write one file, where it is not there: one process at a time makes the arrays."""
+        if not (self.root / key).is_file():
+            await self.set(key, value)
+
     def set_sync(self, key: str, value: Any) -> None:
         """Write one file."""
         path = self.root / key

@@ -47,7 +47,8 @@ class Store:
         names: of the finished samples.
         skipped: samples that could not be read, and why.
         identity: what decided the numbers, as plain values; `about`: what did not, such as paths.
-        samples: how many there are to be, the skipped ones too. sessions: of each call, when, versions, threads, workers.
+        samples: how many there are to be, the skipped ones too.
+        sessions: of each call that wrote to it: when, by which versions, workers and threads.
     """
 
     def __init__(self, folder: Path, record: Record) -> None:
