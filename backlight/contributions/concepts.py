@@ -19,7 +19,7 @@ IMAGES = 10  # fewer say too little about a correlation
 
 @dataclass(frozen=True)
 class Concepts:
-    """Named masks over samples, each with at least `min_images` samples inside and outside.
+    """Named masks over samples, each with at least `min_images` samples inside, and labelled ones outside.
 
     Attributes:
         names: of each mask; `also`: other names of the same samples (a chain of WordNet, or classes without samples
@@ -47,7 +47,11 @@ class Concepts:
     def of_classes(
         cls, labels: Int[np.ndarray, "n"] | Sequence[int], names: ClassNames | None = None, min_images: int = IMAGES
     ) -> Concepts:
-        """A mask for each class among the labels (-1: none). Raises `InputError` where no sample has a label."""
+        """A mask for each class among the labels (-1: none, which is not known to be outside).
+
+        Raises:
+            InputError: no sample has a label.
+        """
         given = checked_labels(labels)
         found = [int(one) for one in np.unique(given) if one >= 0]
         known = names or ClassNames()
@@ -57,7 +61,7 @@ class Concepts:
             (f"{title[0]} ({one})",) if title in repeated else title for title, one in zip(titles, found, strict=True)
         ]
         masks = torch.from_numpy(given)[:, None] == torch.tensor(found)
-        return cls._enough(titles, [(one,) for one in found], masks, min_images)
+        return cls._enough(titles, [(one,) for one in found], masks, given >= 0, min_images)
 
     @classmethod
     def of_hierarchy(
@@ -75,16 +79,21 @@ class Concepts:
         first = sorted(same.values(), key=lambda places: places[0])
         titles = [tuple(name for one in places for name in hierarchy.concepts[one].names) for places in first]
         classes = [hierarchy.concepts[places[0]].indices for places in first]
-        return cls._enough(titles, classes, masks[:, [places[0] for places in first]], min_images)
+        return cls._enough(titles, classes, masks[:, [places[0] for places in first]], given >= 0, min_images)
 
     @classmethod
     def _enough(
-        cls, titles: list[tuple[str, ...]], classes: list[tuple[int, ...]], masks: Tensor, min_images: int
+        cls,
+        titles: list[tuple[str, ...]],
+        classes: list[tuple[int, ...]],
+        masks: Tensor,
+        labelled: np.ndarray,
+        min_images: int,
     ) -> Concepts:
         if min_images < 1:
             raise InputError(f"min_images must be at least 1, got {min_images}")
         inside = masks.sum(0)
-        enough = ((inside >= min_images) & (len(masks) - inside >= min_images)).tolist()
+        enough = ((inside >= min_images) & (int(labelled.sum()) - inside >= min_images)).tolist()
         kept = [place for place, one in enumerate(enough) if one]
         left = {titles[place][0]: int(inside[place]) for place, one in enumerate(enough) if not one}
         names = tuple(titles[place][0] for place in kept)

@@ -69,6 +69,7 @@ def summary_record(modes: Modes) -> dict[str, Any]:
         "quantity": modes.quantity,
         "sign": modes.sign,
         "samples": len(modes.names),
+        "counted": modes.counted,
         "modes": len(modes.modes),
         "channels": modes.modes.shape[1],
         "settings": modes.settings,

@@ -22,7 +22,7 @@ from backlight.data.classes import ClassNames
 from backlight.data.hierarchy import Hierarchy
 from backlight.errors import InputError, UnknownNameError
 from backlight.shapes import Float, Int
-from backlight.store.rows import Rows
+from backlight.store.rows import Chosen, Rows
 
 LABELS = ("label", "prediction")
 CLASSES, CONCEPTS = "classes", "concepts"
@@ -107,7 +107,8 @@ class Modes:
 
     Attributes:
         site, quantity, sign, modes `[K, C]`: of the decomposition. names, labels: of the samples.
-        exemplars: of every mode. levels: by "classes" and "concepts", where there are enough samples.
+        counted: the samples that correlations are of: see `counted_samples`.
+        exemplars: of every mode, among all samples. levels: by "classes" and "concepts", where there are enough.
         about: the class or concept that was asked for. settings: of `describe`.
         notes: what a reader must know, such as too few images of single classes.
     """
@@ -118,6 +119,7 @@ class Modes:
     modes: Float[Tensor, "K C"]
     names: list[str]
     labels: Int[np.ndarray, "n"]
+    counted: int
     exemplars: Exemplars
     levels: dict[str, Level]
     classes: ClassNames
@@ -167,6 +169,8 @@ class Modes:
         if other.site != self.site:
             raise InputError(f"modes of {self.site!r} cannot be compared with modes of {other.site!r}")
         labels = labels_of(other, self.settings["by"])
+        counted, _ = counted_samples(other, labels)
+        labels = labels[counted]
         least = self.settings["min_images"]
         theirs = (
             Concepts.of_classes(labels, self.classes, least)
@@ -177,8 +181,9 @@ class Modes:
         common = [name for name in ours.names if name in set(theirs.names)]
         if not common:
             raise InputError("the two decompositions have no class or concept with enough samples in common")
-        alive = nonzero(other.loadings)
-        r = correlate(other.loadings, theirs.masks[:, [theirs.names.index(name) for name in common]])
+        loadings = chosen_rows(other.loadings, counted)
+        alive = nonzero(loadings)
+        r = correlate(loadings, theirs.masks[:, [theirs.names.index(name) for name in common]])
         own, places = self.level.modes, [ours.names.index(name) for name in common]
         own_r = own.correlation.r[own.alive][:, places]
         sets = [set(ours.classes[place]) for place in places]
@@ -212,9 +217,10 @@ def describe(
 ) -> Modes:
     """Correlate the loadings of modes with classes and concepts, and the channels they are made of beside them.
 
-    CODEC, sections 4 and 10.2. Labels choose nothing in a decomposition; they say here what its modes are about.
-    Rows are read some `5 + permutations` times for each of modes and channels, at both levels, or once if they
-    take less than 1 GiB.
+    CODEC, sections 4 and 10.2. Labels say here what modes are about. Samples without one count in no correlation; nor,
+    where the modes themselves are made of labels (`ClassMeans`), do those that they are made of. `notes` say so. Rows
+    are read some `5 + permutations` times for each of modes and channels, at both levels, or once if they take less
+    than 1 GiB.
 
     Args:
         hierarchy: concepts to correlate with, besides the classes.
@@ -234,7 +240,8 @@ def describe(
     """
     check_whole(permutations=permutations, draws=draws, seed=seed)
     labels, names = labels_of(decomposed, by), classes or class_names(decomposed)
-    levels, notes = _masks(labels, hierarchy, names, min_images)
+    places, told = counted_samples(decomposed, labels)
+    levels, notes = _masks(labels[places], hierarchy, names, min_images, told)
     level_of(levels, about)
     loadings = kept(decomposed.loadings)
     compared = _channels(decomposed) if channels else {}
@@ -249,12 +256,12 @@ def describe(
 
     def found(rows: Rows, concepts: Concepts) -> Evidence:
         given = {"permutations": permutations, "draws": draws, "seed": seed}
-        return evidence(rows, concepts.masks, progress=tell, **given)
+        return evidence(chosen_rows(rows, places), concepts.masks, progress=tell, **given)
 
     modes = {name: found(loadings, one) for name, one in levels.items()}
     beside: dict[str, dict[str, Evidence]] = {name: {} for name in levels}
     for quantity, rows in compared.items():
-        own = kept(rows)
+        own = kept(chosen_rows(rows, places))
         for name, one in levels.items():
             beside[name][quantity] = found(own, one)
     return Modes(
@@ -264,6 +271,7 @@ def describe(
         modes=decomposed.modes.cpu(),
         names=list(decomposed.store.names),
         labels=labels,
+        counted=len(places),
         exemplars=exemplars(loadings, top),
         levels={name: Level(one, modes[name], beside[name]) for name, one in levels.items()},
         classes=names,
@@ -290,6 +298,33 @@ def level_of(levels: Mapping[str, Concepts], name: str | None) -> str:
         except UnknownNameError as error:
             errors.append(error)
     raise errors[0]
+
+
+def counted_samples(
+    decomposed: Described, labels: Int[np.ndarray, "n"]
+) -> tuple[Int[np.ndarray, "m"], tuple[str, ...]]:
+    """The samples whose correlations say something, ascending; and what a reader must know of the others.
+
+    Those that have a label; and of a decomposition that was fitted to labels, those that it held out: it correlates
+    with the others' labels whatever the rows are. Where it held none out, all, which a note says.
+    """
+    known, notes = labels >= 0, []
+    if known.any() and not known.all():
+        notes.append(f"{(~known).sum()} of {len(known)} samples have no label: they count in no correlation")
+    method = getattr(decomposed, "decomposition", None)
+    if "labels" in getattr(method, "needs", ()):
+        name, held_out = type(method).__name__, known & np.asarray(getattr(decomposed, "held_out", False))
+        if held_out.any():
+            known = held_out
+            notes.append(f"{name} is made of labels: correlations are of the {known.sum()} samples that it held out")
+        else:
+            notes.append(f"{name} is made of all samples' labels: no r is held out, and chance is higher than it says")
+    return np.flatnonzero(known), tuple(notes)
+
+
+def chosen_rows(rows: Rows, places: Int[np.ndarray, "m"]) -> Rows:
+    """Those at these places; the rows themselves where that is all of them."""
+    return rows if len(places) == rows.shape[0] else Chosen(rows, places)
 
 
 def labels_of(decomposed: Described, by: str) -> Int[np.ndarray, "n"]:
@@ -328,12 +363,12 @@ def _channels(decomposed: Described) -> dict[str, Rows]:
 
 
 def _masks(
-    labels: np.ndarray, hierarchy: Hierarchy | None, classes: ClassNames, min_images: int
+    labels: np.ndarray, hierarchy: Hierarchy | None, classes: ClassNames, min_images: int, told: tuple[str, ...]
 ) -> tuple[dict[str, Concepts], tuple[str, ...]]:
     given = {CLASSES: Concepts.of_classes(labels, classes, min_images)}
     if hierarchy is not None:
         given[CONCEPTS] = Concepts.of_hierarchy(labels, hierarchy, min_images)
-    notes = []
+    notes = list(told)
     for name, one in given.items():
         if one.left_out:
             most = max(one.left_out.values()) if not len(one) else 0

@@ -82,6 +82,15 @@ def test_without_permutations_there_is_no_chance_and_everything_else(folder: Pat
     assert (tmp_path / "out" / "correlation-classes.png").is_file()
 
 
+def test_what_was_made_of_labels_is_measured_where_it_was_not(folder: Path, tmp_path: Path) -> None:
+    options = ("--min-images", 2, "--permutations", 0, "--draws", 0)
+    for share, note in ((0.25, "of the 20 samples that it held out"), (0.0, "no r is held out")):
+        decompose(Store.open(folder / "store"), "layer", "ClassMeans", tmp_path / f"{share}", held_out=share)
+        code, _, errors = run(tmp_path / f"{share}", *options, "--out", tmp_path / "out")
+        assert code == 0
+        assert note in " ".join(errors.split())
+
+
 def test_unknown_names_and_too_few_images(folder: Path, tmp_path: Path) -> None:
     from backlight.errors import InputError, UnknownNameError
 

@@ -147,6 +147,8 @@ def test_classes_with_too_few_images_are_left_out_and_named() -> None:
     assert found.names == ("crane (0)", "crane (2)")
     assert found.images == [5, 3]
     assert found.left_out == {"pug": 1}
+    unknown = Concepts.of_classes([0] * 5 + [2] * 3 + [-1] * 9, None, 4)
+    assert not len(unknown)  # three are outside of class 0; the 9 without a label may be inside
     assert found.index("CRANE (2)") == 1
     with pytest.raises(UnknownNameError, match="1 samples, too few"):
         found.index("pug")
