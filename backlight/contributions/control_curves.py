@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from backlight.contributions.control import ACTIONS, FILLS
-from backlight.contributions.control_directions import RANDOM, Direction
+from backlight.contributions.control_directions import Direction
 from backlight.contributions.control_outcomes import Condition, Outcomes, donor_numbers, removed_at
 from backlight.contributions.control_trials import Trial
 from backlight.contributions.reduction import Layout
@@ -100,7 +100,7 @@ class Design:
             orders = {site: direction.orders[site][concept].numpy() for site in self.places[p]}
             draws = zip(*orders.values(), strict=True)
             removed = [[removed_at(order, fraction, action) for order in draw] for draw in draws]
-            lasting = direction.name == RANDOM or fraction in (0.0, 1.0)
+            lasting = fraction in (0.0, 1.0)
             yield (p, d, a, f), [Condition(dict(zip(orders, one, strict=True)), lasting) for one in removed]
 
     def images(self) -> int:
@@ -144,8 +144,8 @@ def control_curves(
 ) -> ControlCurves:
     """Measure all trials under all conditions. Cost: one forward pass for each condition and batch of images.
 
-    Conditions that remove the same channels are one; random channels, and all and none, are measured once for all
-    trials. A condition with several draws counts with their mean.
+    Conditions that remove the same channels are one; all and none are measured once for all trials. A condition with
+    several draws counts with their mean.
 
     Args:
         model: takes what `samples` give, in evaluation mode. prefix: of the sites' addresses in it, such as "network.".

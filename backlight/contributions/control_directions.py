@@ -122,9 +122,9 @@ def mean_scores(
     return means - (sums[-1] - sums[:-1]) / (total.sum() - inside) if contrast else means
 
 
-def random_orders(channels: int, draws: int, seed: int, site: str = "") -> Int[Tensor, "D C"]:
-    """Channels in `draws` random orders, others at each site; more draws begin with the same ones."""
-    seeds = [sample_seed(seed, f"{site} {draw}") for draw in range(draws)]
+def random_orders(channels: int, draws: int, seed: int, key: str = "") -> Int[Tensor, "D C"]:
+    """Channels in `draws` random orders, others for each key; more draws begin with the same ones."""
+    seeds = [sample_seed(seed, f"{key} {draw}") for draw in range(draws)]
     return torch.from_numpy(np.stack([np.random.default_rng(one).permutation(channels) for one in seeds]))
 
 
@@ -142,7 +142,7 @@ def directions_of(
     - "mode of contributions", "mode of activations": of what was decomposed at each site; contributions first;
     - "mean contribution", "mean activation" of the concept, where the store has them; "contrast of ...": the mean less
       that of all others, and "best channels by ...": their own correlation with the concept, of what was decomposed;
-    - "random channels", `random` draws, the same for all concepts.
+    - "random channels", `random` draws for each concept.
 
     Args:
         used: rows that may choose, by the folder of a decomposition; None is all.
@@ -172,8 +172,10 @@ def directions_of(
     if random:
         orders = {}
         for site in first:
-            drawn = random_orders(found[0].orders[site].shape[-1], random, seed, site)
-            orders[site] = drawn.expand(len(concepts), -1, -1)
+            width = found[0].orders[site].shape[-1]
+            orders[site] = torch.stack(
+                [random_orders(width, random, seed, f"{site} {concept.name}") for concept in concepts]
+            )
         found.append(Direction(RANDOM, orders))
     return found
 

@@ -22,6 +22,8 @@ from backlight.errors import InputError, UnknownNameError
 from backlight.evaluation.identity import model_hash
 from backlight.evaluation.samples import Samples
 from backlight.shapes import Bool, Int
+from backlight.store.marks import content, read_marks
+from backlight.store.record import MARKS
 
 if TYPE_CHECKING:
     from backlight.contributions.decompositions.decomposed import Decomposed
@@ -60,6 +62,19 @@ def split(decomposed: Sequence[Decomposed], names: Sequence[str], held_out: bool
     apart = {name for name, one in zip(names, measured.tolist(), strict=True) if one}
     used = {str(one.folder): np.array([name not in apart for name in one.store.names]) for one in decomposed}
     return Split(measured, used, how)
+
+
+def known_names(samples: Samples, decomposed: Sequence[Decomposed]) -> list[str]:
+    """The samples' names; of one that no store has under its name, that of the store's sample with the same content.
+
+    Else pictures that were fitted under another folder's names would be taken for others.
+    """
+    known: dict[str, str] = {}
+    for folder in {one.store.folder for one in decomposed}:
+        for mark in read_marks(folder / MARKS).values():
+            known |= {found: name for name, found in zip(mark.names, mark.contents, strict=False) if found}
+    there = {name for one in decomposed for name in one.store.names}
+    return [name if name in there else known.get(content(samples, name), name) for name in samples.names]
 
 
 def labels_of(samples: Samples, decomposed: Sequence[Decomposed]) -> Int[np.ndarray, "n"]:
@@ -200,7 +215,7 @@ def control_study(
         raise InputError("there is no decomposition to control by")
     about: dict[str, Any] = {"networks": _networks(decomposed, model, prefix), "preset": preset, "above": above}
     about |= {"random": random, "decomposed": [dict(one.identity) for one in decomposed]}
-    labels, parts = labels_of(samples, decomposed), split(decomposed, list(samples.names), held_out, seed)
+    labels, parts = labels_of(samples, decomposed), split(decomposed, known_names(samples, decomposed), held_out, seed)
     chosen = list(concepts) if concepts else class_concepts(labels, parts, decomposed, classes or ClassNames(), least)
     directions = directions_of(decomposed, chosen, parts.used, above=above, random=random, seed=seed)
     among = np.flatnonzero(parts.measured).tolist()

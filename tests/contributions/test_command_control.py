@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from backlight.cli.commands import app
 from backlight.cli.networks import Network
 from backlight.contributions.control import ChannelEdit
 from backlight.contributions.control import control as controlling
-from backlight.contributions.control_study import class_concepts, control_study, labels_of, split
+from backlight.contributions.control_study import class_concepts, control_study, known_names, labels_of, split
 from backlight.contributions.control_tables import published, published_relative
 from backlight.contributions.decompositions.decompose import decompose
 from backlight.contributions.decompositions.decomposed import open_decomposed
@@ -30,6 +31,7 @@ from backlight.errors import InputError
 from backlight.evaluation.identity import model_hash
 from backlight.models.loaded import LoadedModel
 from backlight.store import ArraySamples, Store
+from backlight.store.marks import Mark
 
 CLASSES, WIDTH, COUNT = 3, 6, 30
 NAMES = ClassNames(("red", "green", "blue"))
@@ -185,7 +187,24 @@ def study(made: Any, **settings: Any) -> Any:
     return control_study(decomposed, made.network.front, made.samples, **(given | settings))
 
 
-def test_what_is_measured_was_neither_fitted_nor_used_to_choose(made: Any) -> None:
+class Moved:
+    """The same pictures under a folder above theirs."""
+
+    def __init__(self, samples: Any) -> None:
+        self.samples, self.names = samples, [f"above/{name}" for name in samples.names]
+
+    def content(self, name: str) -> str:
+        return self.samples.content(name.removeprefix("above/"))
+
+    def load(self, name: str) -> Any:
+        return self.samples.load(name.removeprefix("above/"))
+
+    @property
+    def fingerprint(self) -> str:
+        return self.samples.fingerprint
+
+
+def test_what_is_measured_was_neither_fitted_nor_used_to_choose(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     decomposed = [open_decomposed(folder) for folder in made.folders]
     names = made.samples.names
     parts = split(decomposed, names)
@@ -202,6 +221,12 @@ def test_what_is_measured_was_neither_fitted_nor_used_to_choose(made: Any) -> No
     assert (halves.how, halves.measured.sum()) == ("halves", 12)
     assert halves.used[str(made.folders[0])].sum() == 12
     assert split(decomposed, names, held_out=False).measured.all()
+    contents = [made.samples.content(name) for name in names[:24]]
+    room = sys.modules["backlight.contributions.control_study"]  # the package has a function of that name
+    monkeypatch.setattr(room, "read_marks", lambda folder: {0: Mark(0, list(names[:24]), contents)})
+    moved = Moved(made.samples)
+    assert known_names(moved, decomposed)[:24] == list(names[:24])
+    assert split(decomposed, known_names(moved, decomposed)).measured[:24].tolist() == parts.measured[:24].tolist()
     labels = labels_of(made.samples, decomposed)
     assert labels.tolist() == [made.samples.load(name).target for name in names]
     with pytest.raises(InputError, match="0 classes"):
