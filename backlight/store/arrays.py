@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,7 @@ class Arrays:
         import zarr
         from zarr.codecs import BloscCodec, Crc32cCodec
 
+        self._create_groups()
         for key, shape in self.layout.shapes.items():
             if (self.folder / key / "zarr.json").is_file():
                 array = self._array(key)
@@ -98,6 +99,15 @@ class Arrays:
                 chunk_key_encoding={"name": "default", "separator": "."},
                 config={"write_empty_chunks": True},
             )
+
+    def _create_groups(self) -> None:
+        """Outermost first, each alone: with an array Zarr makes them all at once, and a kill may leave some out."""
+        import zarr
+
+        above = {str(parent): None for key in self.layout.shapes for parent in reversed(PurePosixPath(key).parents)}
+        for group in above:
+            if not (self.folder / group / "zarr.json").is_file():
+                zarr.create_group(self._store, path="" if group == "." else group)
 
     def write(self, key: str, start: int, values: np.ndarray) -> None:
         """Rows from `start`, the first of a chunk; whole chunks, but for the end of the array."""
@@ -134,7 +144,6 @@ class Arrays:
 
 def _store(folder: Path, writing: bool) -> Any:
     try:
-        import zarr
         from zarr.storage import LocalStore
     except ModuleNotFoundError:
         raise MissingExtraError("zarr", "contributions") from None
@@ -142,7 +151,4 @@ def _store(folder: Path, writing: bool) -> Any:
         return LocalStore(folder, read_only=True)
     from backlight.store.durable import DurableStore
 
-    store = DurableStore(folder)
-    if not (folder / "zarr.json").is_file():
-        zarr.create_group(store)
-    return store
+    return DurableStore(folder)
