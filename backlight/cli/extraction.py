@@ -72,8 +72,8 @@ def extract(
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="grey (the mean colour), black, white, blur, mean, none, or a file with a tensor "
-            "[default: grey where the algorithm follows a path]."
+            help="grey (the mean colour), black, white, blur, mean (its own colours), data-mean (of the first 1000 "
+            "pictures), none, or a file with a tensor [default: grey where the algorithm follows a path]."
         ),
     ] = None,
     quantities: Annotated[
@@ -108,6 +108,7 @@ def extract(
     from backlight.cli.networks import choose_device
     from backlight.cli.settings import split as listed
     from backlight.contributions import ContributionCollector
+    from backlight.contributions.recipe import DATA_MEAN, MEANT, mean_picture
     from backlight.data.labelled import LabelledFolder
     from backlight.store import ArraySamples
     from backlight.store import extract as extracted
@@ -119,7 +120,7 @@ def extract(
         algorithm=algorithm_with_settings(algorithm, set or []),
         rules=rules,
         target=target,
-        baseline=baseline,
+        baseline=None if baseline == DATA_MEAN else baseline,
         quantities=tuple(listed([quantities])),
         class_token=class_token,
         heads=heads,
@@ -131,11 +132,15 @@ def extract(
     )
     loaded: Any = asked.loaded
     collector = replace(asked, sites=chosen_sites(loaded.model, listed(sites or []), kind.value), positions=positions)
-    samples: Any = (
-        ArraySamples(data, split.value, limit)
-        if data.suffix == ".npz"
-        else LabelledFolder(data, loaded.classes, loaded.preprocessing, limit, labelled=labels)
-    )
+
+    def pictures(most: int | None) -> Any:
+        if data.suffix == ".npz":
+            return ArraySamples(data, split.value, most)
+        return LabelledFolder(data, loaded.classes, loaded.preprocessing, most, labelled=labels)
+
+    if baseline == DATA_MEAN:  # of the same pictures whatever the limit
+        collector = replace(collector, baseline=mean_picture(pictures(MEANT)))
+    samples = pictures(limit)
     begun = time.monotonic()
     with news(len(samples)) as tell:
         store = extracted(

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from backlight.data.images import Preprocessing
 from backlight.engine.targets import Contrast, Entropy, Logit, LogProbability, Probability, Target, TopK
-from backlight.errors import InputError, TargetError
+from backlight.errors import ImageError, InputError, TargetError
+from backlight.evaluation.samples import Samples
+from backlight.shapes import Float
 
 LABEL = "label"
 TARGETS = (
@@ -20,6 +22,7 @@ TARGETS = (
     "probability:C, log_probability[:C], contrast (of the two largest), contrast:A,B, entropy, label"
 )
 BASELINES = ("grey", "black", "white", "blur", "mean", "none")
+DATA_MEAN, MEANT = "data-mean", 1000  # a baseline of the command: the mean of so many pictures
 
 
 def parse_target(text: str) -> Target | str:
@@ -74,6 +77,20 @@ def baseline_inputs(
         return preprocessing.bounds()[0 if baseline == "black" else 1]
     given = baseline if isinstance(baseline, Tensor) else _read(Path(baseline))
     return given if preprocessing is None else preprocessing.normalise((given.float() + 1) / 2)
+
+
+def mean_picture(samples: Samples) -> Float[Tensor, "C H W"]:
+    """The mean of the pictures that can be read, as they are, in [-1, 1]: a baseline. Raises `InputError`: none can."""
+    total, count = None, 0
+    for name in samples.names:
+        try:
+            picture = samples.load(name).inputs.double()
+        except ImageError:
+            continue
+        total, count = picture if total is None else total + picture, count + 1
+    if total is None:
+        raise InputError("there is no picture to take the mean of")
+    return (total / count).float()
 
 
 def _read(path: Path) -> Tensor:

@@ -16,7 +16,7 @@ pytest.importorskip("zarr")
 from typer.testing import CliRunner
 
 from backlight.cli.commands import app
-from backlight.contributions import ContributionCollector, contribute
+from backlight.contributions import ContributionCollector, HiddenIntegratedGradients, contribute
 from backlight.store import ArraySamples, Store
 
 NETWORK = ("--model", "cifar10_resnet20", "--random-weights", "--seed", 3)
@@ -120,3 +120,21 @@ def test_other_settings_do_not_go_on_with_a_store(tmp_path: Path, file: Path) ->
     found = run(*command, "--target", "top3")
     assert found.exit_code == 2
     assert "holds a store of other settings: target.class: Logit there, TopK now" in found.stderr
+
+
+def test_the_mean_of_the_data_is_a_baseline(tmp_path: Path, file: Path) -> None:
+    command = ("--data", file, *NETWORK, "--sites", "layer3.2", "--set", "n_steps=1", "--baseline", "data-mean")
+    found = run(*command, "--limit", 2, "--out", tmp_path / "s")
+    assert found.exit_code == 0, found.stderr
+    store, samples = Store.open(tmp_path / "s"), ArraySamples(file)
+    mean = torch.stack([samples.load(name).inputs for name in samples.names]).mean(0)  # of all nine, not of two
+    collector = ContributionCollector("cifar10_resnet20", ("layer3.2",), random_weights=True, seed=3)
+    normalise = collector.normalisation.normalise
+    x = torch.stack([normalise((samples.load(name).inputs + 1) / 2) for name in samples.names[:2]])
+    start = normalise((mean + 1) / 2)[None]
+    expected = contribute(
+        collector.network, x, "layer3.2", algorithm=HiddenIntegratedGradients(n_steps=1), baseline=start
+    )
+    np.testing.assert_allclose(store.column("baseline_score"), expected.baseline_scores, rtol=1e-4, atol=1e-4)
+    again = run(*command, "--limit", 4, "--out", tmp_path / "s")
+    assert again.exit_code == 0, again.stderr
