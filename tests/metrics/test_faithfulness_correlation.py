@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import scipy.stats
 import torch
-from torch import Tensor, nn
+from counted_networks import Colours, Linear, drawn
+from torch import Tensor
 
 from backlight.errors import InputError, UnknownNameError
 from backlight.metrics import Case, FaithfulnessCorrelation, Fidelity, faithfulness_correlation
@@ -15,39 +16,14 @@ from backlight.metrics.faithfulness_correlation import drawn_subsets
 SIZE = 12
 
 
-class Net(nn.Module):
-    """A small network that notes the sizes of its batches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(4)
-        self.conv, self.head = nn.Conv2d(3, 6, 5, stride=2), nn.Linear(6, 4)
-        self.batches: list[int] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.batches.append(len(x))
-        return self.head(nn.functional.softplus(self.conv(x)).square().mean((2, 3)))
-
-
-class Linear(nn.Module):
+def linear(weight: Tensor) -> Linear:
     """Logits `<w, x>` and 1."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        score = (x * self.weight).flatten(1).sum(1)
-        return torch.stack([score, torch.ones_like(score)], 1)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return Linear(torch.stack([weight, 0 * weight]), torch.tensor([0.0, 1.0], dtype=weight.dtype))
 
 
 @pytest.fixture
-def net() -> Net:
-    return Net().double().eval().requires_grad_(False)
+def net() -> Colours:
+    return Colours().double().eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -63,7 +39,7 @@ def maps() -> Tensor:
 @pytest.mark.parametrize(("patch", "side"), [(1 / 4, 3), (1 / 2, 6), (5.0, 5)])
 @pytest.mark.parametrize("absolute", [True, False])
 def test_each_patch_alone_is_set_to_zero(
-    absolute: bool, patch: float, side: int, net: Net, x: Tensor, maps: Tensor
+    absolute: bool, patch: float, side: int, net: Colours, x: Tensor, maps: Tensor
 ) -> None:
     found = faithfulness_correlation(net, x, maps, [2, 0, 1], patch=patch, absolute=absolute)
     for row, target in enumerate((2, 0, 1)):
@@ -81,7 +57,7 @@ def test_each_patch_alone_is_set_to_zero(
 
 @pytest.mark.parametrize("unit", ["position", "feature"])
 @pytest.mark.parametrize("fill", [0.0, "min", "uniform"])
-def test_random_subsets_one_at_a_time(fill: float | str, unit: str, net: Net, x: Tensor, maps: Tensor) -> None:
+def test_random_subsets_one_at_a_time(fill: float | str, unit: str, net: Colours, x: Tensor, maps: Tensor) -> None:
     settings = {"unit": unit, "subset": 20, "runs": 9, "fill": fill, "absolute": False}
     found = faithfulness_correlation(net, x, maps, 1, seed=[3, 4, 5], **settings)
     chosen = drawn_subsets(x, unit, 20, 9, [3, 4, 5])
@@ -110,7 +86,7 @@ def test_subsets_have_no_repetition_and_reach_everything(unit: str, x: Tensor) -
 def test_on_a_linear_model_value_times_weight_is_faithful(x: Tensor) -> None:
     """f(x) - f(x without S) = sum_S x w where S is set to 0."""
     weight = drawn(3, SIZE, SIZE, seed=8)
-    model, relevance = Linear(weight), x * weight
+    model, relevance = linear(weight), x * weight
     for unit in ("patch", "position", "feature"):
         settings = {"unit": unit, "subset": 30, "runs": 20}
         one = faithfulness_correlation(model, x, relevance, 0, absolute=False, **settings)
@@ -119,7 +95,7 @@ def test_on_a_linear_model_value_times_weight_is_faithful(x: Tensor) -> None:
 
 
 def test_what_does_not_vary_has_no_score(x: Tensor, maps: Tensor, recwarn: pytest.WarningsRecorder) -> None:
-    model = Linear(drawn(3, SIZE, SIZE))
+    model = linear(drawn(3, SIZE, SIZE))
     for settings in ({}, {"unit": "position", "subset": 7, "runs": 5}, {"unit": "feature", "subset": 7, "runs": 5}):
         assert faithfulness_correlation(model, x, maps, 1, **settings).isnan().all()  # a constant score
         constant = torch.full_like(x, 0.1)
@@ -129,7 +105,7 @@ def test_what_does_not_vary_has_no_score(x: Tensor, maps: Tensor, recwarn: pytes
     assert not recwarn.list
 
 
-def test_scale_and_sign(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_scale_and_sign(net: Colours, x: Tensor, maps: Tensor) -> None:
     for absolute in (True, False):
         found = faithfulness_correlation(net, x, maps, 0, absolute=absolute)
         assert torch.allclose(faithfulness_correlation(net, x, maps * 1e-9, 0, absolute=absolute), found, atol=1e-9)
@@ -137,7 +113,7 @@ def test_scale_and_sign(net: Net, x: Tensor, maps: Tensor) -> None:
         assert torch.allclose(other, found if absolute else -found, atol=1e-12)
 
 
-def test_all_methods_share_the_forwards_and_batches_are_bounded(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_all_methods_share_the_forwards_and_batches_are_bounded(net: Colours, x: Tensor, maps: Tensor) -> None:
     faithfulness_correlation(net, x, maps.repeat(5, 1, 1, 1, 1), 0, batch_size=5)
     assert (max(net.batches), sum(net.batches)) == (5, 3 * (16 + 1))
     net.batches.clear()
@@ -145,7 +121,7 @@ def test_all_methods_share_the_forwards_and_batches_are_bounded(net: Net, x: Ten
     assert (max(net.batches), sum(net.batches)) == (4, 3 * (11 + 1))
 
 
-def test_the_classes_hold_the_settings_of_the_function(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_the_classes_hold_the_settings_of_the_function(net: Colours, x: Tensor, maps: Tensor) -> None:
     case = Case(net, x, 2, maps={"a": maps[0], "b": maps[1]}, seed=4)
     assert torch.equal(FaithfulnessCorrelation()(case), faithfulness_correlation(net, x, maps, 2, seed=4))
     assert torch.equal(
@@ -160,7 +136,7 @@ def test_the_classes_hold_the_settings_of_the_function(net: Net, x: Tensor, maps
     assert quantus.sees_sign
 
 
-def test_settings_that_do_not_fit_are_named(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_settings_that_do_not_fit_are_named(net: Colours, x: Tensor, maps: Tensor) -> None:
     with pytest.raises(UnknownNameError, match="patch"):
         faithfulness_correlation(net, x, maps, 0, unit="patches")
     for settings in ({"subset": 145}, {"subset": 0}, {"runs": 1, "subset": 9}):
@@ -177,12 +153,12 @@ def test_to_first_order_a_gradient_of_a_linear_model_is_faithful(unit: str, fill
     x = drawn(2, 3, SIZE, SIZE, seed=6)
     maps = weight.expand_as(x)
     settings = {"unit": unit, "fill": fill, "subset": 9, "runs": 12, "absolute": False}
-    score = faithfulness_correlation(Linear(weight), x, torch.stack([maps, -maps]), 0, difference=True, **settings)
+    score = faithfulness_correlation(linear(weight), x, torch.stack([maps, -maps]), 0, difference=True, **settings)
     assert torch.allclose(score, torch.tensor([[1.0], [-1.0]], dtype=torch.float64).expand(2, 2), atol=1e-10)
-    plain = faithfulness_correlation(Linear(weight), x, maps, 0, **settings)
+    plain = faithfulness_correlation(linear(weight), x, maps, 0, **settings)
     assert (plain < 0.99).all()
 
 
-def test_a_difference_has_a_sign(net: Net, x: Tensor) -> None:
+def test_a_difference_has_a_sign(net: Colours, x: Tensor) -> None:
     with pytest.raises(InputError, match="absolute=False"):
         faithfulness_correlation(net, x, x, 0, difference=True)

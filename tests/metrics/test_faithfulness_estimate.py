@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from counted_networks import Counted, Linear
 from torch import Tensor, nn
 
 from backlight.errors import InputError, UnknownNameError
@@ -14,30 +15,6 @@ from backlight.metrics.draws import uniform
 
 SIZE = 8
 SHAPE = (2, SIZE, SIZE)
-
-
-class Linear(nn.Module):
-    """Logits `<w_k, x> + b_k`."""
-
-    def __init__(self, weight: Tensor, bias: float = 0.0) -> None:
-        super().__init__()
-        self.weight, self.bias = weight, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.weight.flatten(1).T + self.bias
-
-
-class Counted(nn.Module):
-    """A small network that notes the sizes of its batches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(2, 5, 3), nn.Linear(5, 3)
-        self.batches: list[int] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.batches.append(len(x))
-        return self.head(torch.tanh(self.conv(x)).square().mean((2, 3)))
 
 
 @pytest.fixture

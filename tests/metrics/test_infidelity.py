@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from counted_networks import Colours, Linear, drawn
 from torch import Tensor, nn
 
 from backlight.errors import InputError, UnknownNameError
@@ -17,39 +18,14 @@ from backlight.metrics.scorer import Scorer
 SIZE = 16
 
 
-class Net(nn.Module):
-    """A small network that notes the sizes of its batches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(4)
-        self.conv, self.head = nn.Conv2d(3, 6, 5, stride=2), nn.Linear(6, 4)
-        self.batches: list[int] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.batches.append(len(x))
-        return self.head(nn.functional.softplus(self.conv(x)).square().mean((2, 3)))
-
-
-class Linear(nn.Module):
+def linear(weight: Tensor) -> Linear:
     """Logits `<w, x>` and `-<w, x>`."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        score = (x * self.weight).flatten(1).sum(1)
-        return torch.stack([score, -score], 1)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return Linear(torch.stack([weight, -weight]))
 
 
 @pytest.fixture
-def net() -> Net:
-    return Net().double().eval().requires_grad_(False)
+def net() -> Colours:
+    return Colours().double().eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -79,7 +55,7 @@ def reference(net: nn.Module, x: Tensor, phi: Tensor, target: int, sides: list[i
     return sum((beta * a - b) ** 2 for a, b in zip(masses, drops, strict=True)) / len(masses)
 
 
-def test_the_protocol_of_the_paper_s_code(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_the_protocol_of_the_paper_s_code(net: Colours, x: Tensor, maps: Tensor) -> None:
     """Five sweeps over patches of half and of a quarter of the side: 100 perturbed inputs."""
     found = infidelity(net, x, maps, [0, 1, 3])
     fills = [filled_sweeps("uniform", x, side, 5, 0, number, -1.0, 1.0) for number, side in enumerate((8, 4))]
@@ -92,7 +68,7 @@ def test_the_protocol_of_the_paper_s_code(net: Net, x: Tensor, maps: Tensor) -> 
 
 
 @pytest.mark.parametrize("side", [5, 6, 16])
-def test_smaller_patches_at_the_border(side: int, net: Net, x: Tensor, maps: Tensor) -> None:
+def test_smaller_patches_at_the_border(side: int, net: Colours, x: Tensor, maps: Tensor) -> None:
     found = infidelity(net, x, maps[0], 1, patches=(float(side),), repeats=2, seed=3)
     fills = filled_sweeps("uniform", x, side, 2, 3, 0, -1.0, 1.0)
     for row in range(3):
@@ -100,7 +76,7 @@ def test_smaller_patches_at_the_border(side: int, net: Net, x: Tensor, maps: Ten
         assert abs(float(found[row]) - expected) < 1e-9 * (1 + expected)
 
 
-def test_independent_squares_one_at_a_time(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_independent_squares_one_at_a_time(net: Colours, x: Tensor, maps: Tensor) -> None:
     settings = {"cumulative": False, "repeats": 2, "squares": 7, "patches": (1 / 4,), "seed": 5, "scaling": "none"}
     found = infidelity(net, x, maps, 2, **settings)
     corners = drawn_corners(x, 4, 14, further(5, 0))
@@ -125,7 +101,7 @@ def test_squares_reach_every_place_and_stay_inside(x: Tensor) -> None:
 
 def test_the_weights_of_a_linear_model_are_faithful(x: Tensor) -> None:
     weight = drawn(3, SIZE, SIZE, seed=8)
-    model = Linear(weight)
+    model = linear(weight)
     own = weight.expand_as(x)
     for settings in ({}, {"cumulative": False}, {"scaling": "none"}, {"fill": "min"}, {"pooled": False}):
         assert infidelity(model, x, own, 0, **settings).max() < 1e-20, settings
@@ -143,7 +119,7 @@ def masses_and_drops(net: nn.Module, x: Tensor, maps: Tensor) -> tuple[Tensor, T
     return tuple(torch.cat(both, -1) for both in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
-def test_it_is_the_drops_second_moment_times_a_sine(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_it_is_the_drops_second_moment_times_a_sine(net: Colours, x: Tensor, maps: Tensor) -> None:
     """E[b^2] (1 - cos^2(a, b)); and of the map 0 E[b^2], which is the largest score that there is."""
     a, b = masses_and_drops(net, x, maps)
     cosine = nn.functional.cosine_similarity(a, b.expand_as(a), dim=-1)
@@ -159,7 +135,9 @@ def test_it_is_the_drops_second_moment_times_a_sine(net: Net, x: Tensor, maps: T
 
 
 @pytest.mark.parametrize("factor", [1e-12, 1e-3, 7.0, 1e9])
-def test_scale_does_not_matter_and_sign_only_where_it_is_seen(factor: float, net: Net, x: Tensor, maps: Tensor) -> None:
+def test_scale_does_not_matter_and_sign_only_where_it_is_seen(
+    factor: float, net: Colours, x: Tensor, maps: Tensor
+) -> None:
     for settings in ({}, {"cumulative": False, "squares": 4}, {"pooled": False}, {"scaling": "positive"}):
         found = infidelity(net, x, maps, 1, **settings)
         assert torch.allclose(infidelity(net, x, factor * maps, 1, **settings), found, rtol=1e-8), settings
@@ -170,7 +148,7 @@ def test_scale_does_not_matter_and_sign_only_where_it_is_seen(factor: float, net
     )
 
 
-def test_each_size_has_its_mean_where_sizes_are_not_pooled(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_each_size_has_its_mean_where_sizes_are_not_pooled(net: Colours, x: Tensor, maps: Tensor) -> None:
     settings: dict[str, Any] = {"scaling": "none", "repeats": 2}
     apart = infidelity(net, x, maps, 1, patches=(8.0, 4.0), pooled=False, **settings)
     large = infidelity(net, x, maps, 1, patches=(8.0,), **settings)
@@ -179,25 +157,25 @@ def test_each_size_has_its_mean_where_sizes_are_not_pooled(net: Net, x: Tensor, 
     assert torch.allclose(apart, (large + small) / 2, rtol=1e-9)
 
 
-def test_maps_of_one_channel_stand_for_all(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_maps_of_one_channel_stand_for_all(net: Colours, x: Tensor, maps: Tensor) -> None:
     found = infidelity(net, x, maps[:, :, :1], 0)
     assert torch.allclose(found, infidelity(net, x, maps[:, :, :1].expand_as(maps), 0), rtol=1e-12)
     assert torch.allclose(infidelity(net, x, maps[0], 0), infidelity(net, x, maps, 0)[0], rtol=1e-12)
 
 
-def test_all_methods_share_the_forwards_and_batches_are_bounded(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_all_methods_share_the_forwards_and_batches_are_bounded(net: Colours, x: Tensor, maps: Tensor) -> None:
     infidelity(net, x, maps.repeat(5, 1, 1, 1, 1), 0, batch_size=7)
     assert max(net.batches) == 7
     assert sum(net.batches) == 3 * (100 + 1)
 
 
-def test_half_precision_maps_are_summed_in_double(net: Net, x: Tensor) -> None:
+def test_half_precision_maps_are_summed_in_double(net: Colours, x: Tensor) -> None:
     weight = drawn(3, SIZE, SIZE, seed=8).bfloat16()
-    model = Linear(weight.double())
+    model = linear(weight.double())
     assert infidelity(model, x, weight.expand_as(x), 0).max() < 1e-20
 
 
-def test_networks_in_half_precision_are_scored(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_networks_in_half_precision_are_scored(net: Colours, x: Tensor, maps: Tensor) -> None:
     found = infidelity(net.bfloat16(), x.bfloat16(), maps, 0, patches=(1 / 2,), repeats=2)
     exact = infidelity(net.double(), x.bfloat16().double(), maps, 0, patches=(1 / 2,), repeats=2)
     assert found.dtype == torch.float64
@@ -206,7 +184,7 @@ def test_networks_in_half_precision_are_scored(net: Net, x: Tensor, maps: Tensor
 
 def test_squares_of_one_sample_by_hand(x: Tensor) -> None:
     """The sums over rectangles that stand in for sums over squares."""
-    model, maps = Linear(drawn(3, SIZE, SIZE)), drawn(4, 1, 3, SIZE, SIZE)
+    model, maps = linear(drawn(3, SIZE, SIZE)), drawn(4, 1, 3, SIZE, SIZE)
     corners, fills = torch.tensor([[[0, 13, 5], [13, 0, 6]]]), torch.tensor([[0.5, -1.0, 0.0]], dtype=torch.float64)
     masses, drops = squared(Scorer(model, x[:1], 0), maps, 3, corners, fills)
     for number, (top, left) in enumerate(corners[0].T.tolist()):
@@ -214,10 +192,10 @@ def test_squares_of_one_sample_by_hand(x: Tensor) -> None:
         for method in range(4):
             expected = (maps[method, 0][piece] * (x[0][piece] - fills[0, number])).sum()
             assert torch.allclose(masses[method, 0, number], expected, atol=1e-12)
-        assert torch.allclose(drops[0, number], (model.weight[piece] * (x[0][piece] - fills[0, number])).sum())
+        assert torch.allclose(drops[0, number], (model.weight[0][piece] * (x[0][piece] - fills[0, number])).sum())
 
 
-def test_the_class_holds_the_settings_of_the_function(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_the_class_holds_the_settings_of_the_function(net: Colours, x: Tensor, maps: Tensor) -> None:
     case = Case(net, x, 2, maps={"a": maps[0], "b": maps[1]}, seed=4)
     assert torch.equal(Infidelity()(case), infidelity(net, x, maps, 2, seed=4))
     assert torch.equal(
@@ -233,7 +211,7 @@ def test_the_class_holds_the_settings_of_the_function(net: Net, x: Tensor, maps:
     assert not Infidelity.higher_is_better
 
 
-def test_settings_that_do_not_fit_are_named(net: Net, x: Tensor, maps: Tensor) -> None:
+def test_settings_that_do_not_fit_are_named(net: Colours, x: Tensor, maps: Tensor) -> None:
     with pytest.raises(UnknownNameError, match="optimal"):
         infidelity(net, x, maps, 0, scaling="optimum")
     for settings in ({"repeats": 0}, {"patches": ()}, {"squares": 0}, {"patches": (17.0,)}, {"patches": (0.0,)}):

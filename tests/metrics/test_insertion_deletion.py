@@ -7,6 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from counted_networks import Counted, Linear
 from torch import Tensor, nn
 
 from backlight.engine import Probability
@@ -25,30 +26,6 @@ from backlight.metrics.canvas import canvas_of
 from backlight.metrics.insertion_deletion import token_side
 
 SHAPE = (2, 8, 8)
-
-
-class Linear(nn.Module):
-    """Logits `<w_k, x> + b_k`."""
-
-    def __init__(self, weight: Tensor, bias: float = 0.0) -> None:
-        super().__init__()
-        self.weight, self.bias = weight, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.weight.flatten(1).T + self.bias
-
-
-class Counted(nn.Module):
-    """A small network that notes the sizes of its batches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(2, 5, 3), nn.Linear(5, 3)
-        self.batches: list[int] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.batches.append(len(x))
-        return self.head(torch.tanh(self.conv(x)).square().mean((2, 3)))
 
 
 class Tokens(nn.Module):

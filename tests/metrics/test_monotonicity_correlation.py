@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from counted_networks import Counted, Linear
 from torch import Tensor, nn
 
 from backlight.errors import InputError, UnknownNameError
@@ -12,30 +13,6 @@ from backlight.metrics import Case, MonotonicityCorrelation, monotonicity_correl
 from backlight.metrics.draws import uniform
 
 SHAPE = (2, 6, 6)
-
-
-class Linear(nn.Module):
-    """Logits `<w_k, x> + b_k`."""
-
-    def __init__(self, weight: Tensor, bias: float = 0.0) -> None:
-        super().__init__()
-        self.weight, self.bias = weight, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.weight.flatten(1).T + self.bias
-
-
-class Counted(nn.Module):
-    """A small network that notes the sizes of its batches; its logits are multiplied by `scale`."""
-
-    def __init__(self, scale: float = 1.0) -> None:
-        super().__init__()
-        self.conv, self.head, self.scale = nn.Conv2d(2, 5, 3), nn.Linear(5, 3), scale
-        self.batches: list[int] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.batches.append(len(x))
-        return self.scale * self.head(torch.tanh(self.conv(x)).square().mean((2, 3)))
 
 
 @pytest.fixture
