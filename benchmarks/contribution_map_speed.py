@@ -45,7 +45,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = backlight.load("resnet50", pretrained=False).model.requires_grad_(False)
-    x, channels = torch.randn(1, 3, 224, 224), list(range(given.channels))
+    x = torch.randn(1, 3, 224, 224)
+    channels = torch.linspace(100, 900, given.channels).long().tolist()
     contribution_maps(model, x[..., :64, :64], given.site, [channels], 0)  # what the first call imports
     begun = time.process_time()
     total, positive = loop(model, x, given.site, channels, 0)

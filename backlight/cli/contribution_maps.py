@@ -261,7 +261,7 @@ class _Mapping:
         assert found.positive is not None
         titles = [_title(one) for one in record["sets"]]
         part = "positive part" if self.positive else "signed"
-        title = f"{Path(record['image']).name} · {record['model']} · {described(record['target'])} · {self.site}"
+        title = f"{Path(record['image']).name} · {described(record['target'])}\n{record['model']} · {self.site}"
         figure = contribution_figure(
             shown,
             dict(zip(titles, drawn[:, 0].cpu(), strict=True)),

@@ -12,7 +12,7 @@ from backlight.viz.figures import EDGE, GAP, HEAD, SIDE, Array, Sheet, draw_imag
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TITLE = 0.5  # inches, for the two or three lines above a map
+TITLE = 0.55  # inches, for a second line of the title, and two or three above a map
 
 
 def contribution_figure(
@@ -23,7 +23,7 @@ def contribution_figure(
 ) -> Figure:
     """The picture, and a column for each map: the signed map on its own scale, below it the masked picture.
 
-    `image` and `masked`: in [-1, 1]. Titles may have several lines.
+    `image` and `masked`: in [-1, 1]. Titles of maps may have several lines, `title` two.
 
     Raises:
         InputError: no maps, or masked pictures under other titles.
@@ -44,5 +44,6 @@ def contribution_figure(
         axes = draw_map(sheet, left, top, size[1], attribution, extent, size[0])
         axes.set_title(name, fontsize=9, parse_math=False)
         draw_image(sheet.axes(left, below, *size), masked[name])
-    sheet.title(title)
+    for line, text in enumerate(title.split("\n")):
+        sheet.text(EDGE, 0.2 + 0.24 * line, text, fontsize=10.5)
     return sheet.figure
