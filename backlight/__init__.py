@@ -26,6 +26,7 @@ _ROOMS = {
     "backlight.contributions.control_study": "control_study",
     "backlight.contributions.decompositions.decompose": "decompose Decomposed open_decomposed",
     "backlight.contributions.collector": "ContributionCollector",
+    "backlight.contributions.maps": "contribution_maps ContributionMaps",
     "backlight.store": "Store extract",
     "backlight.rules": "rule_set Relative",
     "backlight.methods.token_fields": "TokenFields",

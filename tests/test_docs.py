@@ -27,6 +27,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "srd.md",
         "evaluation.md",
         "metrics.md",
+        "contribution-maps.md",
         "contributions.md",
         "contribution-statistics.md",
         "modes.md",
