@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -99,4 +100,18 @@ def spelled(name: str) -> nn.Module:
         for parameter in model.parameters():
             scale = 0.5 if parameter.ndim > 1 else 0.2
             parameter.copy_(scale * torch.randn(parameter.shape, dtype=torch.float64, generator=generator))
+    return model
+
+
+def small_vgg() -> nn.Module:
+    """torchvision's VGG11 with BatchNorm, and a classifier of a size to test; the large one is never filled."""
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        model = torchvision.models.vgg11_bn(weights=None, init_weights=False)
+    model.avgpool = nn.AdaptiveAvgPool2d(1)
+    model.classifier = nn.Sequential(nn.Linear(512, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 7))
+    model.features.to_empty(device="cpu")
+    for layer in model.features:
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
     return model

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 import torch
-from networks import spelled
+from networks import small_vgg, spelled
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -399,18 +399,12 @@ def test_a_composite_keeps_nothing_alive(name: str, graph: bool) -> None:
 def zoo() -> dict[str, tuple[Callable[[], nn.Module], int]]:
     torchvision, timm = pytest.importorskip("torchvision"), pytest.importorskip("timm")
 
-    def vgg() -> nn.Module:
-        model = torchvision.models.vgg11_bn(weights=None)
-        model.avgpool = nn.AdaptiveAvgPool2d(1)
-        model.classifier = nn.Sequential(nn.Linear(512, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 7))
-        return model
-
     def tv(name: str, **settings: bool) -> Callable[[], nn.Module]:
         return lambda: torchvision.models.get_model(name, weights=None, num_classes=7, **settings)
 
     return {
         "resnet18": (tv("resnet18"), 48),
-        "vgg11_bn": (vgg, 32),
+        "vgg11_bn": (small_vgg, 32),
         "densenet121": (tv("densenet121"), 32),
         "mobilenet_v2": (tv("mobilenet_v2"), 32),
         "squeezenet1_1": (tv("squeezenet1_1"), 48),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import small_vgg
 from torch import Tensor, nn
 
 import backlight
@@ -28,13 +29,6 @@ def of_torchvision(name: str, **settings: Any) -> Callable[[], nn.Module]:
 
 def of_timm(name: str, **settings: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, pretrained=False, num_classes=7, **settings)
-
-
-def vgg() -> nn.Module:
-    model = torchvision.models.vgg11_bn(weights=None)
-    model.avgpool = nn.AdaptiveAvgPool2d(1)  # and a classifier of a size to test
-    model.classifier = nn.Sequential(nn.Linear(512, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 7))
-    return model
 
 
 def convnext() -> nn.Module:
@@ -68,7 +62,7 @@ def hf_gpt2_like_activation() -> nn.Module:
 # name -> (network, side of the input)
 ZOO: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (of_torchvision("resnet18"), 64),
-    "vgg11_bn": (vgg, 32),
+    "vgg11_bn": (small_vgg, 32),
     "densenet121": (of_torchvision("densenet121"), 32),
     "googlenet": (of_torchvision("googlenet", aux_logits=False, init_weights=False), 64),
     "inception_v3": (of_torchvision("inception_v3", aux_logits=False, init_weights=False), 80),
