@@ -246,7 +246,7 @@ def _run(protocol: Protocol, studies: Sequence[Study], quick: bool) -> dict[str,
         study.network: {
             evaluation.folder.name if evaluation.folder else label: {
                 "samples": len(evaluation.samples), **evaluation.run["identity"],
-                "sessions": evaluation.run["sessions"],
+                "contents": evaluation.run.get("contents"), "sessions": evaluation.run["sessions"],
             }
             for label, evaluation in study.evaluations.items()
         }

@@ -133,27 +133,16 @@ def _report(
     about: Mapping[str, Mapping[str, Any]],
     device: torch.device,
 ) -> Report:
-    theirs: dict[str, dict[str, float]] = {}
-    for number in published("timing"):
-        theirs.setdefault(number.network, {})[number.row] = number.mean
-    tables = []
-    for network, found in times.items():
-        base = found[BASE].seconds if BASE in found else float("nan")
-        lines = []
-        for label, one in found.items():
-            name = rows[label].published
-            beside = [
-                f"{numbers[name]:g} ({numbers[name] / numbers[BASE]:.1f})"
-                if name is not None and name in numbers
-                else NONE
-                for numbers in theirs.values()
-            ]
-            passes = f"{one.forwards:g} / {one.backwards:g}"
-            lines.append([label, f"{one.seconds:.3f}", f"{one.seconds / base:.1f}", passes, *beside])
-        heads = ["method", "seconds", "ratio", "forwards / backwards a sample"]
-        heads += [f"{name}, seconds (ratio), Table 3" for name in theirs]
-        below = [f"Left out: {label}: {reason}" for label, reason in left_out[network].items()]
-        tables.append(Table(f"{network}, batch {batch}, median of {repeats}", heads, lines, below))
+    tables = [
+        Table(
+            f"{network}, batch {batch}, median of {repeats}",
+            ["method", "seconds", "ratio", "forwards / backwards a sample"]
+            + [f"{name}, seconds (ratio), Table 3" for name in _theirs()],
+            _lines(found, rows),
+            [f"Left out: {label}: {reason}" for label, reason in left_out[network].items()],
+        )
+        for network, found in times.items()
+    ]
     records = [
         {"source": "measured", "network": network, "method": label, "batch": batch, **one.__dict__}
         for network, found in times.items()
@@ -168,3 +157,25 @@ def _report(
     ]
     run = {"benchmark": "timing", "batch": batch, "repeats": repeats, "versions": versions(), "networks": dict(about)}
     return Report("Semantic Pullbacks, Table 3: seconds of explanations", above, tables, records, run)
+
+
+def _theirs() -> dict[str, dict[str, float]]:
+    """The published seconds, by network and row."""
+    found: dict[str, dict[str, float]] = {}
+    for number in published("timing"):
+        found.setdefault(number.network, {})[number.row] = number.mean
+    return found
+
+
+def _lines(found: Mapping[str, Timed], rows: Mapping[str, Row]) -> list[list[str]]:
+    base = found[BASE].seconds if BASE in found else float("nan")
+    lines = []
+    for label, one in found.items():
+        name = rows[label].published
+        beside = [
+            f"{numbers[name]:g} ({numbers[name] / numbers[BASE]:.1f})" if name is not None and name in numbers else NONE
+            for numbers in _theirs().values()
+        ]
+        passes = f"{one.forwards:g} / {one.backwards:g}"
+        lines.append([label, f"{one.seconds:.3f}", f"{one.seconds / base:.1f}", passes, *beside])
+    return lines

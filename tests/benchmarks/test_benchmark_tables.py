@@ -86,7 +86,7 @@ def test_run_json_says_what_decides_the_numbers(out: Path) -> None:
     assert {"backlight", "torch", "python"} <= set(run["versions"])
     one, few = (run["networks"]["tiny0"][f"pullbacks-{name}"] for name in ("pictures", "few-pictures"))
     assert one["seed"] == 314
-    assert len(one["model"]["parameters"]) == len(one["data"]) == 64
+    assert len(one["model"]["parameters"]) == len(one["data"]) == len(one["contents"]) == 64
     assert one["methods"]["SmoothGrad"]["settings"]["n_samples"] == 4
     assert few["metrics"]["FaithfulnessEstimate"]["settings"]["blocks"] == 12
     assert run["left_out"]["tiny0"]["SmoothPullback (relative)"] == "it is not part of --quick"
