@@ -113,12 +113,12 @@ def _draw(
     found: Curve = []
     for layer in group:
         one = read(layer.quantities[quantity]) if quantity in layer.quantities else None
-        known = one is not None and one.median is not None and one.low is not None and one.high is not None
-        found.append((one.median, one.low, one.high) if known else (np.nan,) * 3)  # type: ignore[union-attr, arg-type]
-    middle, low, high = np.array(found).T
+        at, low, high = (None, None, None) if one is None else (one.median, one.low, one.high)
+        found.append((_number(at), _number(low), _number(high)))  # of few images there is no interval
+    middle, lower, upper = np.array(found).T
     if np.isnan(middle).all():
         return
-    axes.fill_between(range(len(group)), low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(range(len(group)), lower, upper, color=colour, alpha=0.18, linewidth=0)
     axes.plot(
         range(len(group)),
         middle,
@@ -144,3 +144,7 @@ def _finish(axes: Axes, group: Sequence[LayerStatistics]) -> None:
     axes.tick_params(axis="y", labelsize=8)
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
