@@ -24,7 +24,7 @@ _ROOMS = {
     "backlight.contributions.control": "control ChannelEdit site_means site_values",
     "backlight.contributions.control_export": "controlled save_program",
     "backlight.contributions.control_study": "control_study",
-    "backlight.contributions.decompositions.decompose": "decompose Decomposed open_decomposed",
+    "backlight.contributions.decompose": "decompose Decomposed open_decomposed",
     "backlight.contributions.collector": "ContributionCollector",
     "backlight.contributions.maps": "contribution_maps ContributionMaps",
     "backlight.store": "Store extract",

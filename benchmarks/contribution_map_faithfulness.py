@@ -16,7 +16,7 @@ import torch
 
 import backlight
 from backlight.contributions import class_sets, map_faithfulness
-from backlight.contributions.decompositions.decomposed import open_decomposed
+from backlight.contributions.decomposed import open_decomposed
 from backlight.data.labelled import LabelledFolder
 from backlight.metrics import Deletion, Insertion
 

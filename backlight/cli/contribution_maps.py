@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from backlight.cli.networks import Network
-    from backlight.contributions.decompositions.decomposed import Decomposed
+    from backlight.contributions.decomposed import Decomposed
     from backlight.contributions.input_decomposition import InputDecomposition
     from backlight.contributions.maps import ContributionMaps
     from backlight.contributions.mode_sets import ChannelSet
@@ -72,7 +72,7 @@ def maps(
     from backlight.cli.explaining import find_pictures
     from backlight.cli.networks import open_network
     from backlight.cli.outputs import output_folder
-    from backlight.contributions.decompositions.decomposed import open_decomposed
+    from backlight.contributions.decomposed import open_decomposed
     from backlight.contributions.input_decomposition import INPUT_DECOMPOSITIONS
     from backlight.errors import InputError
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from backlight.contributions.control_curves import ControlCurves, Told
     from backlight.contributions.control_statistics import Interval
     from backlight.contributions.control_study import ControlStudy
-    from backlight.contributions.decompositions.decomposed import Decomposed
+    from backlight.contributions.decomposed import Decomposed
 
 
 LINE_EVERY = 60.0  # seconds between lines of news where there is no terminal for a bar
@@ -100,7 +100,7 @@ def control(
     from backlight.contributions.control_curves import FRACTIONS
     from backlight.contributions.control_study import control_study
     from backlight.contributions.control_tables import summary, write_tables
-    from backlight.contributions.decompositions.decomposed import open_decomposed
+    from backlight.contributions.decomposed import open_decomposed
     from backlight.data.labelled import LabelledFolder
     from backlight.store import ArraySamples
 

@@ -13,8 +13,8 @@ import typer
 from backlight.cli.options import Device, Json, OnDevice
 
 if TYPE_CHECKING:
-    from backlight.contributions.decompositions import Decomposition, Epoch
-    from backlight.contributions.decompositions.decomposed import Decomposed
+    from backlight.contributions.decomposed import Decomposed
+    from backlight.decompositions import Decomposition, Epoch
 
 LINE_EVERY = 60.0  # seconds between lines of news where there is no terminal for a bar
 
@@ -42,8 +42,8 @@ def decompose(
     from backlight.cli.console import print_json
     from backlight.cli.outputs import output_folder
     from backlight.cli.settings import split
-    from backlight.contributions.decompositions import decomposition
-    from backlight.contributions.decompositions.decompose import decompose as run
+    from backlight.contributions.decompose import decompose as run
+    from backlight.decompositions import decomposition
     from backlight.store import Store
     from backlight.store.arrays import part
 

@@ -47,7 +47,7 @@ def modes(
     """Say what modes mean: channels, samples, classes, concepts; against channels, chance and other runs."""
     from backlight.cli import console
     from backlight.cli.outputs import output_folder
-    from backlight.contributions.decompositions.decomposed import open_decomposed
+    from backlight.contributions.decomposed import open_decomposed
     from backlight.contributions.mode_tables import finite, summary_record, write_tables
     from backlight.contributions.modes import class_names, describe
     from backlight.data import ClassNames

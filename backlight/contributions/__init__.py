@@ -18,8 +18,7 @@ from backlight.contributions.control_export import controlled, folded, save_prog
 from backlight.contributions.control_statistics import ControlStatistics
 from backlight.contributions.control_study import ControlStudy, control_study
 from backlight.contributions.correlation import correlate
-from backlight.contributions.decompositions import DECOMPOSITIONS, Decomposition
-from backlight.contributions.decompositions.decompose import Decomposed, decompose, open_decomposed
+from backlight.contributions.decompose import Decomposed, decompose, open_decomposed
 from backlight.contributions.input_decomposition import (
     INPUT_DECOMPOSITIONS,
     ActGradMaps,
@@ -35,6 +34,7 @@ from backlight.contributions.mode_sets import ChannelSet, class_sets, mode_sets
 from backlight.contributions.modes import Modes, describe, top_channels
 from backlight.contributions.reduction import Layout, Signed, layout_of, reduce
 from backlight.contributions.sites import default_sites
+from backlight.decompositions import DECOMPOSITIONS, Decomposition
 
 __all__ = [
     "ALGORITHMS",

@@ -23,7 +23,7 @@ from backlight.shapes import Bool, Float, Int
 from backlight.store.rows import Chosen, Rows, pieces
 
 if TYPE_CHECKING:
-    from backlight.contributions.decompositions.decomposed import Decomposed
+    from backlight.contributions.decomposed import Decomposed
     from backlight.store.store import Store
 
 CONTRIBUTIONS, ACTIVATIONS = "contributions", "activations"

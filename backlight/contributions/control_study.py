@@ -26,7 +26,7 @@ from backlight.store.marks import content, read_marks
 from backlight.store.record import MARKS
 
 if TYPE_CHECKING:
-    from backlight.contributions.decompositions.decomposed import Decomposed
+    from backlight.contributions.decomposed import Decomposed
 
 PRESETS = ("paired", "paper")
 LEAST = 5  # images of a class, to choose its channels and to measure them

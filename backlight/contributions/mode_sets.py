@@ -14,7 +14,7 @@ from backlight.contributions.modes import labels_of, top_channels
 from backlight.errors import InputError
 
 if TYPE_CHECKING:
-    from backlight.contributions.decompositions.decomposed import Decomposed
+    from backlight.contributions.decomposed import Decomposed
 
 
 @dataclass(frozen=True)

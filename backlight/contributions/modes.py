@@ -13,13 +13,13 @@ from torch import Tensor
 
 from backlight.contributions.concepts import IMAGES, Concepts
 from backlight.contributions.correlation import correlate
-from backlight.contributions.decompositions.scaling import kept
 from backlight.contributions.evidence import Difference, Evidence, check_whole, difference, evidence, nonzero, steps
 from backlight.contributions.exemplars import Exemplars, exemplars
 from backlight.contributions.specificity import Specificity, coverage, specificity
 from backlight.contributions.stability import Stability, stability
 from backlight.data.classes import ClassNames
 from backlight.data.hierarchy import Hierarchy
+from backlight.decompositions.scaling import kept
 from backlight.errors import InputError, UnknownNameError
 from backlight.shapes import Float, Int
 from backlight.store.rows import Chosen, Rows

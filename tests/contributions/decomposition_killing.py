@@ -7,16 +7,17 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from decomposition_data import planted
 
-from backlight.contributions.decompositions import checkpoints, folder
-from backlight.contributions.decompositions import decompose as module
+from backlight.decompositions import checkpoints, folder
 from backlight.evaluation import journal
 from backlight.store.rows import TensorRows
 
+module = import_module("backlight.contributions.decompose")  # the function of that name hides it
 SETTINGS = {
     "ThresholdSAE:revived": {"epochs": 4, "revive_every": 2, "modes": 12, "schedule": "plateau"},
     "TopKSAE": {"epochs": 3, "modes": 60, "k": 1, "auxiliary": 0.5},

@@ -23,8 +23,8 @@ from backlight.contributions.control import ChannelEdit
 from backlight.contributions.control import control as controlling
 from backlight.contributions.control_study import class_concepts, control_study, known_names, labels_of, split
 from backlight.contributions.control_tables import published, published_relative
-from backlight.contributions.decompositions.decompose import decompose
-from backlight.contributions.decompositions.decomposed import open_decomposed
+from backlight.contributions.decompose import decompose
+from backlight.contributions.decomposed import open_decomposed
 from backlight.data.classes import ClassNames
 from backlight.data.images import Preprocessing
 from backlight.errors import InputError

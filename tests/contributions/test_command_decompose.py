@@ -16,7 +16,7 @@ pytest.importorskip("sklearn")
 from typer.testing import CliRunner
 
 from backlight.cli.commands import app
-from backlight.contributions.decompositions.decomposed import open_decomposed
+from backlight.contributions.decomposed import open_decomposed
 from backlight.store import Store
 
 

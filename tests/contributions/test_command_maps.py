@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 
 import backlight
 from backlight.cli.contribution_maps import maps as command
-from backlight.contributions.decompositions.decompose import decompose
+from backlight.contributions.decompose import decompose
 from backlight.contributions.map_display import map_masks
 from backlight.contributions.maps import contribution_maps
 from backlight.contributions.mode_sets import class_sets, mode_sets
@@ -148,7 +148,7 @@ def test_layers_and_networks_that_do_not_fit(cat: Path, folder: Path, tmp_path: 
 
 
 def test_sets_of_modes_and_classes(folder: Path, tmp_path: Path) -> None:
-    from backlight.contributions.decompositions.decomposed import open_decomposed
+    from backlight.contributions.decomposed import open_decomposed
 
     decomposed = open_decomposed(folder)
     (one,) = mode_sets(decomposed, [2], top=4)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 pytest.importorskip("zarr")
 
 from backlight.cli.modes import modes as command
-from backlight.contributions.decompositions.decompose import decompose
+from backlight.contributions.decompose import decompose
 from backlight.store import Store
 
 app = typer.Typer()

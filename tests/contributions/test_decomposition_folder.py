@@ -16,15 +16,15 @@ import torch
 from decomposition_data import planted
 from torch import Tensor
 
-from backlight.contributions.decompositions.checkpoints import Checkpoints
-from backlight.contributions.decompositions.decompose import decompose, split_rows
-from backlight.contributions.decompositions.decomposed import Decomposed, open_decomposed
-from backlight.contributions.decompositions.decomposition import Decomposition, Work
-from backlight.contributions.decompositions.pca import PCA
-from backlight.contributions.decompositions.relu_sae import ReLUSAE
-from backlight.contributions.decompositions.scaling import Scaled, global_std, kept, moments
-from backlight.contributions.decompositions.scores import Scores
-from backlight.contributions.decompositions.topk_sae import TopKSAE
+from backlight.contributions.decompose import decompose, split_rows
+from backlight.contributions.decomposed import Decomposed, open_decomposed
+from backlight.decompositions.checkpoints import Checkpoints
+from backlight.decompositions.decomposition import Decomposition, Work
+from backlight.decompositions.pca import PCA
+from backlight.decompositions.relu_sae import ReLUSAE
+from backlight.decompositions.scaling import Scaled, global_std, kept, moments
+from backlight.decompositions.scores import Scores
+from backlight.decompositions.topk_sae import TopKSAE
 from backlight.errors import InputError, UnknownNameError
 from backlight.store.rows import TensorRows
 
@@ -34,7 +34,7 @@ pytest.importorskip("sklearn")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes that are forked")
 def test_a_kill_at_any_write_leaves_a_folder_that_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
     script = Path(__file__).with_name("decomposition_killing.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=600, check=False
     )

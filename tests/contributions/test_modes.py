@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from backlight.contributions.decompositions.class_means import ClassMeans
 from backlight.contributions.mode_tables import finite, mode_record, summary_record, write_tables
 from backlight.contributions.modes import Modes, describe
 from backlight.data import ClassNames
 from backlight.data.hierarchy import Hierarchy
+from backlight.decompositions.class_means import ClassMeans
 from backlight.errors import InputError, UnknownNameError
 from backlight.store.rows import Rows, TensorRows
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backlight.contributions.decompositions.folder import (
+from backlight.decompositions.folder import (
     make_folder,
     read_json,
     read_tensors,
     write_json,
     write_tensors,
 )
-from backlight.contributions.decompositions.scaling import kept
+from backlight.decompositions.scaling import kept
 from backlight.errors import InputError, UnknownNameError
 from backlight.shapes import Float
 from backlight.store.rows import Rows, TensorRows
@@ -146,6 +146,11 @@ class Decomposition:
         return self._modes().detach()
 
     @property
+    def atoms(self) -> Float[Tensor, "K C"]:
+        """The modes, by their name in dictionary learning: the directions that codes combine."""
+        return self.modes
+
+    @property
     def offset(self) -> Float[Tensor, "C"] | None:
         """What is added to `z @ modes`; None where nothing is."""
         return self.state.get("offset")
@@ -172,7 +177,7 @@ class Decomposition:
             InputError: no such folder, files that cannot be read, or of another class.
             UnknownNameError: a class that is not in `DECOMPOSITIONS`.
         """
-        from backlight.contributions.decompositions import decomposition
+        from backlight.decompositions import decomposition
 
         place = Path(folder)
         config = read_json(place / CONFIG)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backlight.contributions.decompositions.checkpoints import Checkpoints
-from backlight.contributions.decompositions.decomposition import Decomposition, Epoch, Work
-from backlight.contributions.decompositions.scaling import moments
-from backlight.contributions.decompositions.scores import score
+from backlight.decompositions.checkpoints import Checkpoints
+from backlight.decompositions.decomposition import Decomposition, Epoch, Work
+from backlight.decompositions.scaling import moments
+from backlight.decompositions.scores import score
 from backlight.errors import InputError, NonFiniteError
 from backlight.shapes import Bool, Float, Int
 from backlight.store.rows import Chosen, pieces, shuffled

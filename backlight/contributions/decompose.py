@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from backlight.contributions.decompositions import decomposition as by_name
-from backlight.contributions.decompositions.decomposed import (
+from backlight.contributions.decomposed import (
     FITTED,
     HELD_OUT,
     LOADINGS,
@@ -24,20 +23,21 @@ from backlight.contributions.decompositions.decomposed import (
     Decomposed,
     open_decomposed,
 )
-from backlight.contributions.decompositions.decomposition import (
+from backlight.decompositions import decomposition as by_name
+from backlight.decompositions.decomposition import (
     CONFIG,
     Decomposition,
     Progress,
     plain_settings,
 )
-from backlight.contributions.decompositions.folder import (
+from backlight.decompositions.folder import (
     make_folder,
     read_json,
     write_json,
     write_tensors,
 )
-from backlight.contributions.decompositions.scaling import Scaled, global_std
-from backlight.contributions.decompositions.scores import Scores
+from backlight.decompositions.scaling import Scaled, global_std
+from backlight.decompositions.scores import Scores
 from backlight.errors import InputError
 from backlight.evaluation.identity import differences, names_hash, plain, versions
 from backlight.evaluation.journal import whole

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backlight.contributions.decompositions.decomposition import Decomposition
-from backlight.contributions.decompositions.folder import read_json, read_tensors
+from backlight.decompositions.decomposition import Decomposition
+from backlight.decompositions.folder import read_json, read_tensors
 from backlight.errors import InputError
 from backlight.shapes import Bool, Float
 from backlight.store.rows import Rows

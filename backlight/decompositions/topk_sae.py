@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlight.contributions.decompositions.relu_sae import UnitSAE
-from backlight.contributions.decompositions.training import Pass
+from backlight.decompositions.relu_sae import UnitSAE
+from backlight.decompositions.training import Pass
 from backlight.errors import InputError
 from backlight.shapes import Bool, Float
 

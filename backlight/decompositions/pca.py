@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backlight.contributions.decompositions.decomposition import Decomposition, Epoch, Work
-from backlight.contributions.decompositions.scaling import moments
+from backlight.decompositions.decomposition import Decomposition, Epoch, Work
+from backlight.decompositions.scaling import moments
 from backlight.errors import InputError
 from backlight.shapes import Float
 from backlight.store.rows import pieces

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backlight.contributions.decompositions.checkpoints import Checkpoints
-from backlight.contributions.decompositions.decomposition import Decomposition, Epoch, Work
-from backlight.contributions.decompositions.scaling import moments, refuse_negative
-from backlight.contributions.decompositions.scores import score
-from backlight.contributions.decompositions.training import generator
+from backlight.decompositions.checkpoints import Checkpoints
+from backlight.decompositions.decomposition import Decomposition, Epoch, Work
+from backlight.decompositions.scaling import moments, refuse_negative
+from backlight.decompositions.scores import score
+from backlight.decompositions.training import generator
 from backlight.errors import InputError
 from backlight.shapes import Float
 from backlight.store.rows import shuffled

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backlight.contributions.decompositions.decomposition import Decomposition, Work
+from backlight.decompositions.decomposition import Decomposition, Work
 from backlight.errors import InputError
 from backlight.shapes import Float, Int
 from backlight.store.rows import pieces

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlight.contributions.decompositions.checkpoints import Checkpoints
-from backlight.contributions.decompositions.decomposition import Decomposition, Epoch, Work
-from backlight.contributions.decompositions.scaling import moments
-from backlight.contributions.decompositions.scores import score
+from backlight.decompositions.checkpoints import Checkpoints
+from backlight.decompositions.decomposition import Decomposition, Epoch, Work
+from backlight.decompositions.scaling import moments
+from backlight.decompositions.scores import score
 from backlight.errors import InputError, MissingExtraError
 from backlight.shapes import Float, Int
 from backlight.store.rows import Chosen, pieces

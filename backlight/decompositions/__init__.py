@@ -1,6 +1,6 @@
 """Decompositions: rows `[n, C]` as loadings `[n, K]` of modes `[K, C]`.
 
-    from backlight.contributions.decompositions import ThresholdSAE
+    from backlight.decompositions import ThresholdSAE
     fitted = ThresholdSAE(n_modes=64, epochs=20).fit(rows)
     loadings = fitted.encode(x)          # [n, K]
     fitted.decode(loadings)              # [n, C]
@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from backlight.contributions.decompositions.decomposition import Decomposition, Epoch
+from backlight.decompositions.decomposition import Decomposition, Epoch
 from backlight.errors import UnknownNameError
 
 DECOMPOSITIONS: dict[str, str] = {

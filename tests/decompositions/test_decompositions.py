@@ -14,17 +14,17 @@ from decomposition_data import matched, planted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backlight.contributions.decompositions import DECOMPOSITIONS, Decomposition, decomposition
-from backlight.contributions.decompositions.class_means import ClassMeans
-from backlight.contributions.decompositions.decomposition import Work, count_modes
-from backlight.contributions.decompositions.k_means import KMeans
-from backlight.contributions.decompositions.nmf import NMF, nonnegative_loadings
-from backlight.contributions.decompositions.pca import PCA
-from backlight.contributions.decompositions.relu_sae import ReLUSAE
-from backlight.contributions.decompositions.scaling import kept
-from backlight.contributions.decompositions.threshold_sae import ThresholdSAE
-from backlight.contributions.decompositions.topk_sae import TopKSAE
-from backlight.contributions.decompositions.training import _Training, generator
+from backlight.decompositions import DECOMPOSITIONS, Decomposition, decomposition
+from backlight.decompositions.class_means import ClassMeans
+from backlight.decompositions.decomposition import Work, count_modes
+from backlight.decompositions.k_means import KMeans
+from backlight.decompositions.nmf import NMF, nonnegative_loadings
+from backlight.decompositions.pca import PCA
+from backlight.decompositions.relu_sae import ReLUSAE
+from backlight.decompositions.scaling import kept
+from backlight.decompositions.threshold_sae import ThresholdSAE
+from backlight.decompositions.topk_sae import TopKSAE
+from backlight.decompositions.training import _Training, generator
 from backlight.errors import InputError, NonFiniteError, UnknownNameError
 from backlight.store.rows import TensorRows
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from backlight.contributions.decompositions.decomposition import Decomposition, Epoch, Work, plain_settings
-from backlight.contributions.decompositions.folder import read_tensors, write_tensors
+from backlight.decompositions.decomposition import Decomposition, Epoch, Work, plain_settings
+from backlight.decompositions.folder import read_tensors, write_tensors
 from backlight.errors import InputError
 from backlight.evaluation.identity import differences, tensor_hash
 from backlight.store.rows import Rows, pieces

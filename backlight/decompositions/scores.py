@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backlight.contributions.decompositions.decomposition import Decomposition
+from backlight.decompositions.decomposition import Decomposition
 from backlight.shapes import Bool, Float
 from backlight.store.rows import Rows, pieces
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlight.contributions.decompositions.decomposition import Work
-from backlight.contributions.decompositions.scaling import moments
-from backlight.contributions.decompositions.training import Pass, TrainedDecomposition
+from backlight.decompositions.decomposition import Work
+from backlight.decompositions.scaling import moments
+from backlight.decompositions.training import Pass, TrainedDecomposition
 from backlight.errors import InputError
 from backlight.shapes import Bool, Float, Int
 
