@@ -22,7 +22,7 @@ from backlight.decompositions.folder import (
 )
 from backlight.decompositions.scaling import kept
 from backlight.errors import InputError, UnknownNameError
-from backlight.shapes import Float
+from backlight.shapes import Float, Int
 from backlight.store.rows import Rows, TensorRows
 
 CONFIG, TENSORS = "config.json", "tensors.safetensors"
@@ -129,6 +129,34 @@ class Decomposition:
         with torch.no_grad():
             return self._encode(x.to(modes))
 
+    def latents(
+        self, x: Float[Tensor, "*batch C"], indices: Int[Tensor, "n"] | None = None
+    ) -> Float[Tensor, "*batch n"]:
+        """`encode(x)[..., indices]` as a differentiable function of x: what an attribution of a latent starts from.
+
+        Which latents are on, which are the largest, and the statistics that rows are normalised by are held constant.
+        One pass through the encoder; of its rows only those of `indices`, unless which latents are on depends on all.
+
+        Raises:
+            InputError: not fitted, no encoder, another number of channels, or indices that no latent has.
+        """
+        modes = self.modes
+        if not x.ndim or x.shape[-1] != modes.shape[1]:
+            raise InputError(f"this was fitted to rows [..., {modes.shape[1]}], got {list(x.shape)}")
+        if indices is not None:
+            indices = self._checked(indices).to(modes.device)
+        found = self._latents(x.reshape(-1, x.shape[-1]).to(modes), indices)
+        return found.reshape(*x.shape[:-1], found.shape[1])
+
+    def encoder_rows(self, indices: Int[Tensor, "n"] | None = None) -> Float[Tensor, "n C"]:
+        """The directions that a linear encoder measures rows along, before what switches latents on or off.
+
+        Raises:
+            InputError: not fitted, no linear encoder, or indices that no latent has.
+        """
+        modes = self.modes
+        return self._encoder_rows(slice(None) if indices is None else self._checked(indices).to(modes.device)).detach()
+
     def decode(self, z: Float[Tensor, "n K"]) -> Float[Tensor, "n C"]:
         """What loadings stand for: `z @ modes`, and the offset where there is one."""
         modes = self.modes
@@ -208,6 +236,18 @@ class Decomposition:
 
     def _encode(self, x: Float[Tensor, "n C"]) -> Float[Tensor, "n K"]:
         raise NotImplementedError
+
+    def _latents(self, x: Float[Tensor, "n C"], indices: Int[Tensor, "m"] | None) -> Tensor:
+        raise InputError(f"{type(self).__name__} has no encoder to differentiate; a sparse autoencoder has one")
+
+    def _encoder_rows(self, chosen: Tensor | slice) -> Tensor:
+        raise InputError(f"{type(self).__name__} has no linear encoder; a sparse autoencoder of one layer has one")
+
+    def _checked(self, indices: Tensor) -> Int[Tensor, "n"]:
+        n_modes = len(self.modes)
+        if indices.ndim != 1 or (len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < n_modes):
+            raise InputError(f"indices are a vector of numbers from 0 to {n_modes - 1}, got {indices.tolist()}")
+        return indices
 
     def _modes(self) -> Float[Tensor, "K C"]:
         return self.state["modes"]

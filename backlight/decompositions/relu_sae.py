@@ -38,6 +38,15 @@ class UnitSAE(TrainedDecomposition):
         """What the ReLU is given."""
         return F.linear(x - self.state["offset"], self.state["encoder"], self.state["bias"])
 
+    def _chosen_before(self, x: Float[Tensor, "n C"], indices: Int[Tensor, "m"] | None) -> Float[Tensor, "n m"]:
+        """The same of some latents, by their rows of the encoder alone."""
+        if indices is None:
+            return self._before(x)
+        return F.linear(x - self.state["offset"], self.state["encoder"][indices], self.state["bias"][indices])
+
+    def _encoder_rows(self, chosen: Tensor | slice) -> Float[Tensor, "m C"]:
+        return self.state["encoder"][chosen]
+
     def _before_step(self) -> None:
         modes, gradient = self.state["modes"], self.state["modes"].grad
         if gradient is not None:
@@ -90,3 +99,6 @@ class ReLUSAE(UnitSAE):
 
     def _encode(self, x: Float[Tensor, "n C"]) -> Float[Tensor, "n K"]:
         return self._before(x).relu()
+
+    def _latents(self, x: Float[Tensor, "n C"], indices: Int[Tensor, "m"] | None) -> Float[Tensor, "n m"]:
+        return self._chosen_before(x, indices).relu()

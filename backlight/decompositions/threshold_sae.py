@@ -106,6 +106,10 @@ class ThresholdSAE(TrainedDecomposition):
     def _encode(self, x: Float[Tensor, "n C"]) -> Float[Tensor, "n K"]:
         return self._codes(self._hidden(x))
 
+    def _latents(self, x: Float[Tensor, "n C"], indices: Int[Tensor, "m"] | None) -> Float[Tensor, "n m"]:
+        head = self.state["head"]
+        return self._codes(self._hidden(x), head=head if indices is None else head[indices])
+
     def _modes(self) -> Float[Tensor, "K C"]:
         stored = self.state["dictionary"]
         return stored.relu() if self.nonnegative and not self._clamped else stored
@@ -124,8 +128,10 @@ class ThresholdSAE(TrainedDecomposition):
             x = F.layer_norm(x.relu(), scale.shape, scale, shift, EPSILON)
         return x
 
-    def _codes(self, hidden: Float[Tensor, "n M"], surrogate: float = 0.0) -> Float[Tensor, "n K"]:
-        s = F.linear(hidden, self.state["head"]).sigmoid()
+    def _codes(
+        self, hidden: Float[Tensor, "n M"], surrogate: float = 0.0, head: Float[Tensor, "K M"] | None = None
+    ) -> Float[Tensor, "n K"]:
+        s = F.linear(hidden, self.state["head"] if head is None else head).sigmoid()
         on = s.detach() >= self.threshold
         z = s * on
         return z + surrogate * (s - s.detach()) * ~on if surrogate else z

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from backlight.decompositions.relu_sae import UnitSAE
 from backlight.decompositions.training import Pass
 from backlight.errors import InputError
-from backlight.shapes import Bool, Float
+from backlight.shapes import Bool, Float, Int
 
 
 @dataclass(kw_only=True)
@@ -51,6 +51,10 @@ class TopKSAE(UnitSAE):
 
     def _encode(self, x: Float[Tensor, "n C"]) -> Float[Tensor, "n K"]:
         return _largest(self._before(x).relu(), self.k)
+
+    def _latents(self, x: Float[Tensor, "n C"], indices: Int[Tensor, "m"] | None) -> Float[Tensor, "n m"]:
+        on = self._encode(x.detach()) > 0  # of all latents: those that are not asked for take places
+        return self._chosen_before(x, indices) * (on if indices is None else on[:, indices])
 
 
 def _largest(values: Float[Tensor, "n K"], k: int) -> Float[Tensor, "n K"]:
