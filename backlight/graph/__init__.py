@@ -1,0 +1,1 @@
+"""Concept graphs: how the concepts of one layer make those of the next, and these the decision."""
