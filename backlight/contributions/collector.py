@@ -213,12 +213,12 @@ class Collection:
         return joined([good.map(_not_a_number) if one is None else one for one in found])
 
     def _collect(self, samples: Sequence[Sample]) -> Collected:
-        x = self._inputs(samples)
+        x = self.inputs(samples)
         found = contribute(
             self.network,
             x,
             self.of.sites,
-            self._target(samples),
+            self.targets(samples),
             algorithm=self.of.algorithm,
             rules=self.rules,
             baseline=self.baseline,
@@ -244,7 +244,8 @@ class Collection:
             None if logits is None else logits.cpu(),
         )
 
-    def _inputs(self, samples: Sequence[Sample]) -> Tensor:
+    def inputs(self, samples: Sequence[Sample]) -> Tensor:
+        """The network's inputs, normalised, on its device. Raises `InputError` for shapes that differ."""
         shapes = {tuple(one.inputs.shape) for one in samples}
         if len(shapes) > 1:
             raise InputError(f"samples of one batch have one shape, got {sorted(shapes)}: batch_size=1 takes any")
@@ -254,7 +255,8 @@ class Collection:
         kinds = (parameter.dtype for parameter in self.network.parameters() if parameter.is_floating_point())
         return x.to(next(kinds, x.dtype))
 
-    def _target(self, samples: Sequence[Sample]) -> Target:
+    def targets(self, samples: Sequence[Sample]) -> Target:
+        """The target of these samples. Raises `TargetError` where it is the label and one has none."""
         if self.target != LABEL:
             return as_target(self.target)
         without = next((one.name for one in samples if one.target is None), None)

@@ -25,7 +25,9 @@ class Collected:
     - `rows`: (positive part, negative part), `[n, C]` each, by site and quantity;
     - `positions`: what is kept by position, `[n, *site's shape]`, by site and quantity;
     - `columns`: `[n]` numbers, by name, such as "prediction", "score", "baseline_score";
-    - `residuals`: `[n]`, by site; `logits`: `[n, K]`.
+    - `residuals`: `[n]`, by site; `logits`: `[n, K]`;
+    - `entries`: `[n, ...]` numbers that belong to what is kept by position, such as where it was; by site, quantity and
+      name. They are kept as they are, not in the store's type.
     """
 
     rows: Mapping[tuple[str, str], tuple[Tensor, Tensor]]
@@ -33,6 +35,7 @@ class Collected:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     residuals: Mapping[str, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
+    entries: Mapping[tuple[str, str, str], Tensor] = field(default_factory=dict)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -51,6 +54,7 @@ class Collected:
             {name: change(value) for name, value in self.columns.items()},
             {site: change(value) for site, value in self.residuals.items()},
             None if self.logits is None else change(self.logits),
+            {key: change(value) for key, value in self.entries.items()},
         )
 
     def arrays(self, dtype: str) -> dict[str, np.ndarray]:
@@ -64,6 +68,7 @@ class Collected:
             arrays[column_key(LOGITS)] = stored(self.logits, "float32", LOGITS)
         arrays |= {column_key(name): _column(value) for name, value in self.columns.items()}
         arrays |= {residual_key(site): _column(value) for site, value in self.residuals.items()}
+        arrays |= {row_key(*key): _numbers(value) for key, value in self.entries.items()}
         lengths = {key: len(array) for key, array in arrays.items()}
         if len(set(lengths.values())) > 1:
             raise InputError(f"everything needs one entry a sample, got {lengths}")
@@ -87,6 +92,7 @@ def joined(parts: Sequence[Collected]) -> Collected:
         {name: torch.cat([one.columns[name] for one in parts]) for name in first.columns},
         {site: torch.cat([one.residuals[site] for one in parts]) for site in first.residuals},
         None if first.logits is None else torch.cat([one.logits for one in parts if one.logits is not None]),
+        {key: torch.cat([one.entries[key] for one in parts]) for key in first.entries},
     )
 
 
@@ -122,7 +128,11 @@ def stored(value: Any, dtype: str, key: str) -> np.ndarray:
 
 
 def _column(value: Any) -> np.ndarray:
+    if torch.as_tensor(value).ndim != 1:
+        raise InputError(f"a column has one number a sample, got {list(torch.as_tensor(value).shape)}")
+    return _numbers(value)
+
+
+def _numbers(value: Any) -> np.ndarray:
     tensor = torch.as_tensor(value).detach().cpu()
-    if tensor.ndim != 1:
-        raise InputError(f"a column has one number a sample, got {list(tensor.shape)}")
     return tensor.to(torch.float64 if tensor.is_floating_point() else torch.int64).numpy()

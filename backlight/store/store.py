@@ -173,6 +173,44 @@ class Store:
         parts = [torch.from_numpy(self._arrays.read(key, int(one), int(one) + 1)) for one in self._places[wanted]]
         return torch.cat(parts).float() if parts else torch.zeros(0, *self._layout.shapes[key])
 
+    def pointwise(self, site: str, quantity: str, chosen: np.ndarray | None = None) -> Rows:
+        """What is kept by position, `[n, P, C]`, as rows `[n * P, C]`: row r is position r % P of sample r // P.
+
+        Args:
+            chosen: the numbers of the rows that are wanted, in ascending order; None: all.
+
+        Raises:
+            UnknownNameError: a site or quantity that is not there.
+            InputError: it is not kept by position, with two axes; numbers that are no rows.
+        """
+        from backlight.store.pointwise import PointwiseRows
+
+        self._quantity(site, quantity)
+        key = row_key(site, quantity, POSITIONS)
+        if len(self._layout.shapes.get(key, ())) != 2:
+            raise InputError(f"the {quantity} of {site!r} are not kept by position, [n, P, C]")
+        return PointwiseRows(self._arrays, key, self._places, chosen)
+
+    def entries(self, site: str, quantity: str, name: str) -> np.ndarray:
+        """Numbers that belong to what is kept by position, `[n, ...]`.
+
+        Raises:
+            UnknownNameError: a site, quantity or name that is not there.
+        """
+        self._quantity(site, quantity)
+        prefix = row_key(site, quantity, "")
+        known = [key.removeprefix(prefix) for key in self._layout.shapes if key.startswith(prefix)]
+        if name not in known:
+            raise UnknownNameError(f"entry of the {quantity} of {site!r}", name, known)
+        return self._numbers(prefix + name)
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """A hash of what each finished sample was made of, by name."""
+        marks = read_marks(self.folder / MARKS).values()
+        known = {name: content for mark in marks for name, content in zip(mark.names, mark.contents, strict=False)}
+        return {name: known.get(name, "") for name in self.names}
+
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the columns."""

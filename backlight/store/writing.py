@@ -70,6 +70,7 @@ def with_label(collected: Collected, labels: Sequence[int | None] | None = None)
         {LABEL: column, **collected.columns},
         collected.residuals,
         collected.logits,
+        collected.entries,
     )
 
 

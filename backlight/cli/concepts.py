@@ -1,0 +1,16 @@
+"""`backlight concepts`: dictionaries of hidden layers, from sampled feature vectors to pictures of what they encode."""
+
+from __future__ import annotations
+
+import typer
+
+from backlight.cli.concept_bank import bank
+
+concepts = typer.Typer(
+    name="concepts",
+    help="Find out what hidden layers encode: sample feature vectors, fit dictionaries, look at concepts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+concepts.command()(bank)
