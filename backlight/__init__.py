@@ -19,7 +19,7 @@ __version__ = "0.1.0.dev0"
 # where the public names live; loaded when they are first used
 _ROOMS = {
     "backlight.engine": "attribute Attribution Coverage RuleSet running captured patched Target Logit Probability "
-    "LogProbability TopK Contrast Entropy Surprisal Unit Point Line Noise WeightNoise Ascent",
+    "LogProbability TopK Contrast Entropy Surprisal Unit At SpanLoss Point Line Noise WeightNoise Ascent",
     "backlight.contributions.contribution": "contribute Contributions",
     "backlight.contributions.control": "control ChannelEdit site_means site_values",
     "backlight.contributions.control_export": "controlled save_program",

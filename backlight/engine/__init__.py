@@ -21,11 +21,13 @@ from backlight.engine.targets import (
     Unit,
     as_target,
 )
+from backlight.engine.token_targets import At, SpanLoss
 
 __all__ = [
     "GRADIENT",
     "READOUTS",
     "Ascent",
+    "At",
     "Attribution",
     "Call",
     "Contrast",
@@ -44,6 +46,7 @@ __all__ = [
     "RuleSet",
     "Run",
     "Site",
+    "SpanLoss",
     "Surprisal",
     "Target",
     "TopK",
