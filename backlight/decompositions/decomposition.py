@@ -35,6 +35,7 @@ class Epoch:
 
     `loss` and `r2`: of the pass, while it changed the modes; `held_out_r2`: of rows that were not fitted, where there
     are some. `l0`: modes that are on in a row; `alive`: of `modes`, how many were on in at least one row.
+    `held_out_relative`, `held_out_l0`: the relative error (see `Scores.relative`) and l0 of rows that were not fitted.
     """
 
     number: int
@@ -45,6 +46,13 @@ class Epoch:
     l0: float
     alive: int
     modes: int
+    held_out_relative: float | None = None
+    held_out_l0: float | None = None
+
+    @property
+    def dead_share(self) -> float:
+        """The share of modes that were on in no row of the pass."""
+        return 1 - self.alive / self.modes
 
 
 Progress = Callable[[Epoch], None]
@@ -166,6 +174,10 @@ class Decomposition:
             found = z.to(modes) @ modes
             return found + self.offset if self.offset is not None else found
 
+    def reconstruct(self, x: Float[Tensor, "n C"], z: Float[Tensor, "n K"] | None = None) -> Float[Tensor, "n C"]:
+        """What rows are told as: `decode(encode(x))`, and what a row's own normalisation took away, where it did."""
+        return self.decode(self.encode(x) if z is None else z)
+
     @property
     def modes(self) -> Float[Tensor, "K C"]:
         """The dictionary, a mode a row. Raises `InputError` before `fit`."""
@@ -214,10 +226,13 @@ class Decomposition:
         found = decomposition(str(config.get("class")))
         if not issubclass(found, cls):
             raise InputError(f"{str(place)!r} holds a {found.__name__}, not a {cls.__name__}")
-        known = {one.name for one in fields(found) if one.init}
-        if set(config["settings"]) != known:
+        known = {one.name for one in fields(found) if one.init}  # one that came after has its default, as it was
+        if not set(config["settings"]) <= known:
             raise InputError(f"{str(place)!r} has settings {sorted(config['settings'])}, expected {sorted(known)}")
-        made = found(**config["settings"])
+        given: dict[str, Any] = {
+            name: tuple(one) if isinstance(one, list) else one for name, one in config["settings"].items()
+        }
+        made = found(**given)
         made.state, _ = read_tensors(place / TENSORS)
         made.history = [Epoch(**epoch) for epoch in config["history"]]
         return made

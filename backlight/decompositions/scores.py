@@ -26,6 +26,8 @@ class Scores:
 
     rows: int = 0
     error: float = 0.0
+    _relative: float = 0.0
+    _empty: int = 0
     _sum: Tensor | None = None
     _squares: Tensor | None = None
     _on: Tensor | None = None
@@ -52,6 +54,9 @@ class Scores:
         self._on += on
         self._gain += gain
         self.error += float((residual.double() ** 2).sum())
+        length = wide.norm(dim=1)
+        self._relative += float((residual.double().norm(dim=1) / length)[length > 0].sum())
+        self._empty += int((length == 0).sum())
         self.rows += len(x)
 
     @property
@@ -70,6 +75,16 @@ class Scores:
         entries = self.rows * len(self._sum)
         spread = float(self._squares.sum()) / entries - (float(self._sum.sum()) / entries) ** 2
         return 1 - (self.error / entries) / (max(spread, 0.0) + EPSILON)
+
+    @property
+    def relative(self) -> float | None:
+        """Rel-l2: the mean over rows of |x - x_hat| / |x|, without rows that are 0; above 1 is worse than to say 0."""
+        return self._relative / (self.rows - self._empty) if self.rows > self._empty else None
+
+    @property
+    def dead_share(self) -> float:
+        """The share of modes that are on in no row."""
+        return 1 - float(self.alive.double().mean())
 
     @property
     def l0(self) -> float:
@@ -100,7 +115,8 @@ class Scores:
 
     def record(self) -> dict[str, float | int | None]:
         """As plain values."""
-        return {"rows": self.rows, "r2": self.r2, "grand_mean_r2": self.grand_mean_r2, "l0": self.l0}
+        errors = {"r2": self.r2, "grand_mean_r2": self.grand_mean_r2, "relative": self.relative}
+        return {"rows": self.rows, **errors, "l0": self.l0}
 
 
 def score(fitted: Decomposition, rows: Rows) -> Scores:
@@ -110,5 +126,5 @@ def score(fitted: Decomposition, rows: Rows) -> Scores:
     for _, x in pieces(rows):
         x = x.to(modes)
         z = fitted.encode(x)
-        found.add(x, fitted.decode(z), z, modes)
+        found.add(x, fitted.reconstruct(x, z), z, modes)
     return found

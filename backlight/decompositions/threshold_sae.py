@@ -101,7 +101,7 @@ class ThresholdSAE(TrainedDecomposition):
         dictionary = self._modes()
         decoded = z @ dictionary
         loss = F.mse_loss(decoded.float(), x) + self.mode_penalty * dictionary.abs().mean()
-        return Pass(loss, decoded, z)
+        return Pass.of(loss, decoded, z)
 
     def _encode(self, x: Float[Tensor, "n C"]) -> Float[Tensor, "n K"]:
         return self._codes(self._hidden(x))

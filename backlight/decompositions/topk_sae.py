@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlight.decompositions.relu_sae import UnitSAE
+from backlight.decompositions.selection import Places, combine, largest, largest_of_rows, values_at
 from backlight.decompositions.training import Pass
+from backlight.decompositions.unit_sae import UnitSAE
 from backlight.errors import InputError
 from backlight.shapes import Bool, Float, Int
 
@@ -20,11 +21,12 @@ class TopKSAE(UnitSAE):
     """z = the `k` largest of relu(W (x - b) + c), x_hat = z D + b, modes of length 1 (Gao et al. 2024).
 
     The loss is the mean squared error, and `auxiliary` times that of telling what is missing by the `spare` largest of
-    the modes that were on in no row for an epoch, so that they come back; None is half of the channels.
+    the modes that are dead (see `dead_after`), so that they come back; None is half of the channels.
     """
 
     source: ClassVar[str] = "Gao et al. 2024, Scaling and evaluating sparse autoencoders, arXiv 2406.04093"
     formula: ClassVar[str] = "z = top_k(relu(W (x - b) + c)); x_hat = z D + b, |D_k| = 1; MSE + auxiliary MSE_dead"
+    alone: ClassVar[bool] = False
 
     k: int = 16
     auxiliary: float = 1 / 32
@@ -38,26 +40,40 @@ class TopKSAE(UnitSAE):
             raise InputError(f"k is from 1 to the number of modes, {n_modes}, auxiliary not negative, spare at least 1")
 
     def _pass(self, x: Float[Tensor, "n C"], draw: torch.Generator, silent: Bool[Tensor, "K"]) -> Pass:
-        before = self._before(x)
-        z = _largest(before.relu(), self.k)
-        decoded = z @ self.state["modes"] + self.state["offset"]
-        loss = F.mse_loss(decoded.float(), x)
+        normal, state = self._normal(x), self.state
+        with torch.no_grad():
+            centred = self._centred(normal.rows)
+            before = F.linear(centred, state["encoder"], state["bias"])
+            places = self._places(before)
+        values = values_at(places, before, centred, state["encoder"], state["bias"], state.get("offset")).relu()
+        loss, decoded = self._told(normal.rows, places, values, draw)
         if self.auxiliary and silent.any():
-            spare = min(self.spare or max(x.shape[1] // 2, 1), int(silent.sum()))
-            told = _largest(before.masked_fill(~silent, float("-inf")).relu(), spare) @ self.state["modes"]
-            missing = (x - decoded).detach()
-            loss = loss + self.auxiliary * F.mse_loss(told.float(), missing.float())
-        return Pass(loss, decoded, z)
+            loss = loss + self.auxiliary * self._spare_loss(normal.rows, normal.rows - decoded.detach(), silent)
+        on = torch.zeros_like(silent)
+        on[places.columns[values > 0]] = True
+        return Pass(loss, normal.restored(decoded), on, (values > 0).sum())
 
-    def _encode(self, x: Float[Tensor, "n C"]) -> Float[Tensor, "n K"]:
-        return _largest(self._before(x).relu(), self.k)
+    def _places(self, before: Float[Tensor, "n K"]) -> Places:
+        """Which latents of a batch may be on."""
+        return largest_of_rows(before, self.k)
 
-    def _latents(self, x: Float[Tensor, "n C"], indices: Int[Tensor, "m"] | None) -> Float[Tensor, "n m"]:
-        on = self._encode(x.detach()) > 0  # of all latents: those that are not asked for take places
-        return self._chosen_before(x, indices) * (on if indices is None else on[:, indices])
+    def _told(
+        self, rows: Float[Tensor, "n C"], places: Places, values: Float[Tensor, "e"], draw: torch.Generator
+    ) -> tuple[Tensor, Float[Tensor, "n C"]]:
+        """The loss of codes, and what they are decoded to."""
+        told = combine(places, values, self._modes())
+        decoded = told + self.state["offset"] if "offset" in self.state else told
+        return F.mse_loss(decoded, rows), decoded
 
+    def _spare_loss(
+        self, rows: Float[Tensor, "n C"], missing: Float[Tensor, "n C"], silent: Bool[Tensor, "K"]
+    ) -> Tensor:
+        """How badly the largest of the dead modes tell what is missing."""
+        dead = silent.nonzero().flatten()
+        before = self._before(rows, dead).relu()
+        on = largest(before, min(self.spare or max(rows.shape[1] // 2, 1), len(dead)))
+        told = torch.where(on, before, 0.0) @ self._modes()[dead]
+        return F.mse_loss(told.float(), missing)
 
-def _largest(values: Float[Tensor, "n K"], k: int) -> Float[Tensor, "n K"]:
-    """All but the k largest of each row set to 0."""
-    top = values.topk(k, dim=1)
-    return torch.zeros_like(values).scatter(1, top.indices, top.values)
+    def _on(self, before: Float[Tensor, "n K"], indices: Int[Tensor, "K"] | None = None) -> Bool[Tensor, "n K"]:
+        return largest(before, self.k) & (before > 0)

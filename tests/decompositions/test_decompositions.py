@@ -34,6 +34,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "ThresholdSAE": {"epochs": 3, "learning_rate": 1e-3, "threshold": 0.5, "n_modes": 12},
     "ReLUSAE": {"epochs": 3, "revive_every": 1, "n_modes": 12},
     "TopKSAE": {"epochs": 3, "k": 3, "n_modes": 12},
+    "BatchTopKSAE": {"epochs": 3, "k": 3, "n_modes": 12, "batch_size": 50, "threshold_rate": 0.3},
+    "MatryoshkaSAE": {"epochs": 3, "k": 3, "n_modes": 16, "batch_size": 50, "threshold_rate": 0.3},
+    "JumpReLUSAE": {"epochs": 3, "target": 3.0, "n_modes": 12, "batch_size": 50},
+    "ArchetypalSAE": {"epochs": 3, "k": 3, "n_modes": 12, "points": 20, "batch_size": 50},
     "NMF": {"epochs": 3, "batch_size": 50, "n_modes": 8},
     "PCA": {"n_modes": 8},
     "KMeans": {"epochs": 3, "n_modes": 8},
@@ -269,7 +273,7 @@ def test_schedules_change_the_rate() -> None:
     rates = []
     for _ in range(26):
         rates.append(run.optimiser.param_groups[0]["lr"])
-        run.run_epoch()
+        run.run_pass()
     assert rates[0] == rates[24] == 5e-5
     assert rates[25] == pytest.approx(5e-5 * 0.98)
     other = ThresholdSAE(epochs=30, schedule="plateau", n_modes=4)
@@ -278,7 +282,7 @@ def test_schedules_change_the_rate() -> None:
         plateau.schedule.step(loss)
     assert plateau.optimiser.param_groups[0]["lr"] == 2.5e-5  # after ten epochs that were no better, the eleventh
     with pytest.raises(InputError, match="plateau"):
-        ThresholdSAE(schedule="cosine").fit(x)
+        ThresholdSAE(schedule="cosinus").fit(x)
 
 
 def test_off_is_off_without_a_surrogate_and_comes_back_with_it() -> None:
@@ -310,13 +314,13 @@ def test_dead_modes_become_what_is_missing_and_forget_their_past() -> None:
     x, _ = planted(100, channels=12)
     one = ReLUSAE(n_modes=6, epochs=10, revive_every=1)
     run = _Training(one, Work(TensorRows(x)), torch.device("cpu"))
-    run.run_epoch()
+    run.run_pass()
     assert run.revived == 0
     with torch.no_grad():
         one.state["bias"][2] = -100.0
     assert run.optimiser.state[run.trained["modes"]]["exp_avg"][2].any()
     before = {name: tensor.detach().clone() for name, tensor in one.state.items()}
-    run.run_epoch()
+    run.run_pass()
     assert run.revived == 1
     assert run.history[-1].alive == 5  # counted before the revival
     assert float(one.state["bias"][2].detach()) == 0
@@ -324,10 +328,10 @@ def test_dead_modes_become_what_is_missing_and_forget_their_past() -> None:
     assert run.optimiser.state[run.trained["modes"]]["exp_avg"][1].any()
     assert float((one.modes[2] * before["modes"][2]).sum().abs()) < 0.99
     torch.testing.assert_close(one.modes[2].norm(), torch.tensor(1.0))
-    run.epoch = 7  # of ten: what is revived later would not be trained
+    run.number = 7  # of ten: what is revived later would not be trained
     with torch.no_grad():
         one.state["bias"][2] = -100.0
-    run.run_epoch()
+    run.run_pass()
     assert run.revived == 1
 
 

@@ -15,6 +15,10 @@ from backlight.errors import InputError
 ENCODERS: dict[str, dict[str, Any]] = {
     "ReLUSAE": {"epochs": 3, "n_modes": 20},
     "TopKSAE": {"epochs": 3, "n_modes": 20, "k": 4},
+    "BatchTopKSAE": {"epochs": 3, "n_modes": 20, "k": 4, "batch_size": 20, "threshold_rate": 0.3},
+    "MatryoshkaSAE": {"epochs": 3, "n_modes": 20, "k": 4, "batch_size": 20, "threshold_rate": 0.3},
+    "JumpReLUSAE": {"epochs": 3, "n_modes": 20, "target": 4.0, "batch_size": 20},
+    "ArchetypalSAE": {"epochs": 3, "n_modes": 20, "k": 4, "points": 16, "batch_size": 20},
     "ThresholdSAE": {"epochs": 3, "n_modes": 20, "threshold": 0.5, "learning_rate": 1e-3},
 }
 NONE = ("PCA", "KMeans", "NMF", "ClassMeans")
@@ -61,8 +65,10 @@ def test_gradients_are_finite_differences(name: str) -> None:
 
 def test_a_latent_that_is_off_has_no_gradient_and_one_that_is_on_its_encoder_row() -> None:
     x, _ = planted(60, channels=12)
-    for name in ("ReLUSAE", "TopKSAE"):
-        one = fitted(name, x)
+    for name, settings in ENCODERS.items():
+        if name == "ThresholdSAE":
+            continue
+        one = decomposition(name)(**settings).fit(x)
         z = one.encode(x)
         for latent in range(20):
             given = x.clone().requires_grad_()

@@ -1,0 +1,134 @@
+"""Codes of which a few are on: the places that are kept, their values, and what they add up to.
+
+With k of K latents on in a row, decoding and three of the four products of the backward pass cost k / K of what they
+cost with matrices; only the encoder, which must see all latents to choose, is a matrix product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backlight.shapes import Bool, Float, Int
+
+MARGIN = 0.9  # of the guess: what a batch keeps is looked for among values above it, where enough are
+
+
+@dataclass(frozen=True)
+class Places:
+    """Entries of a matrix `[n, K]`, row by row, and in a row by column. `starts`: where each row begins."""
+
+    rows: Int[Tensor, "e"]
+    columns: Int[Tensor, "e"]
+    starts: Int[Tensor, "n"]
+    width: int
+
+
+def largest_of_rows(values: Float[Tensor, "n K"], k: int) -> Places:
+    """The k largest of each row."""
+    columns = values.topk(k, dim=1, sorted=False).indices.sort(1).values
+    starts = torch.arange(0, columns.numel(), k, device=values.device)
+    rows = torch.arange(len(values), device=values.device).repeat_interleave(k)
+    return Places(rows, columns.flatten(), starts, values.shape[1])
+
+
+def largest_of_all(values: Float[Tensor, "n K"], count: int, guess: float = 0.0) -> Places:
+    """The `count` largest entries that are positive, whatever rows they are in; fewer where fewer are.
+
+    `guess`: about how large the smallest of them is. It saves time, and changes nothing but which of equals are kept.
+    """
+    flat = values.flatten()
+    found = (flat > MARGIN * guess).nonzero().flatten()
+    if len(found) < count and guess > 0:
+        found = (flat > 0).nonzero().flatten()
+    if len(found) > count:
+        found = found[flat[found].topk(count, sorted=False).indices].sort().values
+    rows = torch.div(found, values.shape[1], rounding_mode="floor")
+    return Places(rows, found - rows * values.shape[1], _starts(rows, len(values)), values.shape[1])
+
+
+def largest(values: Float[Tensor, "n K"], k: int) -> Bool[Tensor, "n K"]:
+    """Which entries are among the k largest of their row."""
+    return torch.zeros_like(values, dtype=torch.bool).scatter(1, values.topk(k, dim=1).indices, True)
+
+
+def combine(places: Places, values: Float[Tensor, "e"], modes: Float[Tensor, "K C"]) -> Float[Tensor, "n C"]:
+    """z @ modes, of the entries of z that are kept."""
+    return F.embedding_bag(places.columns, modes, places.starts, mode="sum", per_sample_weights=values)
+
+
+def combine_groups(
+    places: Places, values: Float[Tensor, "e"], modes: Float[Tensor, "K C"], ends: Int[Tensor, "G"]
+) -> Float[Tensor, "n G C"]:
+    """The same for each group of columns alone: those before `ends[0]`, from there to before `ends[1]`, and so on."""
+    group = torch.bucketize(places.columns, ends, right=True)
+    bags = len(places.starts) * len(ends)
+    starts = _starts(places.rows * len(ends) + group, bags)
+    found = F.embedding_bag(places.columns, modes, starts, mode="sum", per_sample_weights=values)
+    return found.unflatten(0, (-1, len(ends)))
+
+
+def values_at(
+    places: Places,
+    before: Float[Tensor, "n K"],
+    centred: Float[Tensor, "n C"],
+    encoder: Float[Tensor, "K C"],
+    bias: Float[Tensor, "K"],
+    offset: Float[Tensor, "C"] | None,
+) -> Float[Tensor, "e"]:
+    """`before` at places, differentiable in the encoder's tensors; `centred` is x - offset, without a gradient."""
+    return _Values.apply(before[places.rows, places.columns].float(), places, centred, encoder, bias, offset)
+
+
+def linear(
+    centred: Float[Tensor, "n C"],
+    encoder: Float[Tensor, "K C"],
+    bias: Float[Tensor, "K"],
+    offset: Float[Tensor, "C"] | None,
+) -> Float[Tensor, "n K"]:
+    """W (x - b) + c of all latents, with the gradient of b as -W^T of the bias's: a product `[n, K] [K, C]` less."""
+    return _Linear.apply(centred, encoder, bias, offset)
+
+
+class _Values(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, places: Places, centred: Tensor, encoder: Tensor, bias: Tensor, offset: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(places.rows, places.columns, centred, encoder)
+        ctx.has_offset = offset is not None
+        return values.to(encoder.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, columns, centred, encoder = ctx.saved_tensors
+        order = columns.argsort(stable=True)
+        starts, weights = _starts(columns, len(encoder)), gradient[order]
+        of_encoder = F.embedding_bag(rows[order], centred, starts, mode="sum", per_sample_weights=weights)
+        of_bias = torch.zeros_like(encoder[:, 0]).index_add_(0, columns, gradient)
+        return None, None, None, of_encoder, of_bias, -(of_bias @ encoder) if ctx.has_offset else None
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, centred: Tensor, encoder: Tensor, bias: Tensor, offset: Tensor | None) -> Tensor:
+        ctx.save_for_backward(centred, encoder)
+        ctx.has_offset = offset is not None
+        return F.linear(centred, encoder, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        centred, encoder = ctx.saved_tensors
+        of_encoder = (gradient.T @ centred.to(gradient)).to(encoder)  # in bfloat16 under autocast, as forward was
+        of_bias = gradient.sum(0, dtype=encoder.dtype)
+        return None, of_encoder, of_bias, -(of_bias @ encoder) if ctx.has_offset else None
+
+
+def _starts(sorted_or_not: Int[Tensor, "e"], bags: int) -> Int[Tensor, "bags"]:
+    """Where each bag begins, once entries are in the order of their bags."""
+    counts = torch.bincount(sorted_or_not, minlength=bags)
+    return counts.cumsum(0) - counts
