@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,28 +89,72 @@ def decompose(
     one = chosen(method, modes, seed, settings)
     whole_rows = store if isinstance(store, Rows) else store.rows(site, quantity, sign)
     split_rows(whole_rows.shape[0], held_out, seed)
-    one.check(whole_rows.shape[0], whole_rows.shape[1])  # before a folder is made
+    one.check(whole_rows.shape[0], whole_rows.shape[1])  # before rows are read
+    if "labels" in one.needs:
+        labels = _labels(store, labels, whole_rows.shape[0])
+    described = {"site": site, "quantity": quantity, "sign": sign, "data": _data(store)}
+    found = decompose_rows(
+        one,
+        whole_rows,
+        out,
+        described,
+        source=None if isinstance(store, Rows) else store.folder,
+        held_out=held_out,
+        seed=seed,
+        labels=labels,
+        device=device,
+        progress=progress,
+    )
+    found._store = None if isinstance(store, Rows) else store
+    return found
+
+
+def decompose_rows(
+    one: Decomposition,
+    rows: Rows,
+    out: str | os.PathLike[str],
+    described: Mapping[str, Any],
+    *,
+    source: Path | None = None,
+    held_out: float = 0.2,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+    scaled: bool = True,
+    labels: np.ndarray | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Decomposed:
+    """Fit a decomposition to any rows, and write its folder: `decompose` with what it finds in a store given.
+
+    Args:
+        described: what the rows are, as plain values that decide them: `site`, `quantity`, `sign`, `data`.
+        source: the store they come from, to be found again.
+        groups: `[n]`, of the rows; a group is held out whole, or fitted whole. None: each row is its own.
+        scaled: divide rows by the standard deviation of all entries of those that are fitted; False: rows as they are.
+
+    Raises:
+        InputError: as `decompose`.
+    """
+    split_rows(rows.shape[0], held_out, seed, groups)
+    one.check(rows.shape[0], rows.shape[1])  # before a folder is made
     identity = {
-        "site": site,
-        "quantity": quantity,
-        "sign": sign,
+        **described,
         "method": type(one).__name__,
         "settings": plain_settings(one),
         "held_out": float(held_out),
         "seed": seed,
-        "data": _data(store),
+        **({} if scaled else {"scaled": False}),
+        **({} if groups is None else {"groups": hashlib.sha256(groups.astype(np.int64).tobytes()).hexdigest()}),
     }
-    if "labels" in one.needs:
-        labels = _labels(store, labels, whole_rows.shape[0])
+    if "labels" in one.needs and labels is not None:
         identity["labels"] = hashlib.sha256(labels.tobytes()).hexdigest()
     place = make_folder(Path(out))
     with _alone(place):
-        _begin(place, identity, None if isinstance(store, Rows) else store.folder)
+        _begin(place, identity, source)
         if not (place / REPORT).exists():
-            _Run(one, whole_rows, labels, place, held_out, seed, torch.device(device), progress).run()
-    found = open_decomposed(place)
-    found._store = None if isinstance(store, Rows) else store
-    return found
+            flags = split_rows(rows.shape[0], held_out, seed, groups)
+            _Run(one, rows, labels, place, flags, scaled, torch.device(device), progress).run()
+    return open_decomposed(place)
 
 
 def chosen(method: str | Decomposition, modes: int | str | None, seed: int, settings: dict[str, Any]) -> Decomposition:
@@ -131,12 +175,17 @@ def chosen(method: str | Decomposition, modes: int | str | None, seed: int, sett
     return cls.preset(preset, **own) if preset else cls(**own)
 
 
-def split_rows(n: int, share: float, seed: int) -> np.ndarray:
+def split_rows(n: int, share: float, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """Which of n rows are held out, drawn by the seed: `[n]`, true for `share` of them, rounded; at least one is not.
+
+    `groups`: `[n]`, numbers; the share is of the groups, and a group's rows are held out, or not, all together.
 
     Raises:
         InputError: a seed below 0, or a share that is not in [0, 1), or leaves no row to hold out or none to fit.
     """
+    if groups is not None:
+        found, members = np.unique(groups, return_inverse=True)
+        return split_rows(len(found), share, seed)[members]
     if seed < 0:
         raise InputError(f"a seed is a number from 0 on, got {seed}")
     if not 0 <= share < 1:
@@ -157,17 +206,17 @@ class _Run:
     rows: Rows
     labels: np.ndarray | None
     place: Path
-    share: float
-    seed: int
+    flags: np.ndarray  # the rows that are held out
+    scaled: bool
     device: torch.device
     progress: Progress | None
 
     def run(self) -> None:
-        """Split, scale, fit, then encode every row; `report.json` comes last."""
-        flags = split_rows(self.rows.shape[0], self.share, self.seed)
+        """Scale, fit, then encode every row; `report.json` comes last."""
+        flags = self.flags
         fitted, held_out = np.flatnonzero(~flags), np.flatnonzero(flags)
         training = Chosen(self.rows, fitted) if len(held_out) else self.rows
-        scale = global_std(training)
+        scale = global_std(training) if self.scaled else 1.0
         self._fit(
             Scaled(training, scale),
             Scaled(Chosen(self.rows, held_out), scale) if len(held_out) else None,
