@@ -7,6 +7,7 @@ for them (a connection that leaps over the site). What lies behind the second is
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -120,6 +121,12 @@ class Segment:
             return value.clone()  # the model may write to it in place
 
         return self._until_stop(arguments, {self.start: begin}, replay)
+
+    def under(self, rules: RuleSet) -> Segment:
+        """The same segment under other rules; what is known of the model before `start` is shared."""
+        found = copy.copy(self)
+        found.rules = rules
+        return found
 
     def _rows(self, value: Tensor, rows: Tensor | None) -> Tensor:
         count = len(self.start_value)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from backlight.engine.segment import OUTPUT, Segment
 from backlight.errors import InputError
-from backlight.graph.coded import Coded, value_of
-from backlight.graph.operators import Ends, Operator, Passes, operator
+from backlight.graph.coded import Coded
+from backlight.graph.operators import operator
+from backlight.graph.operators_base import Ends, Operator, Passes, value_at
 from backlight.graph.scores import Alignment, Classes, Scores
 from backlight.shapes import Float
 
@@ -49,10 +50,13 @@ class Edges:
         """Where a parent does it: u_pq <v_q, A_p> at every position.
 
         Raises:
-            InputError: multipliers were not kept.
+            InputError: multipliers were not kept, or the operator has none.
         """
         if self.multipliers is None:
-            raise InputError("positions of an edge need its multipliers: compute edges with positions=True")
+            raise InputError(
+                "positions of an edge need its multipliers: compute edges with positions=True, and with an operator "
+                "that attributes to positions"
+            )
         return torch.einsum("np,tnpc,c->ntp", coded.codes[:, :, concept], self.multipliers, coded.atoms[concept])
 
 
@@ -87,21 +91,16 @@ def edges(
     chosen = operator(attribution)
     scores = score_of(children, targets)
     stop = OUTPUT if children is None else children.site
-    segment = segment or Segment(model, inputs, parents.site, stop, chosen.rules())
-    ends = Ends(parents.base.expand_as(parents.vectors), parents.vectors if residual else parents.reconstruction)
-    passes = Passes()
-    multipliers = chosen.multipliers(segment, parents, ends, scores, passes)
-    values = shares(parents, multipliers)
-    rest = (
-        torch.einsum("npc,tnpc->nt", parents.residual, multipliers) if residual else values.new_zeros(values.shape[:2])
-    )
+    segment = (segment or Segment(model, inputs, parents.site, stop)).under(chosen.rules())
+    ends, passes = Ends.of(parents, residual), Passes()
+    found = chosen.shares(segment, parents, ends, scores, passes)
     return Edges(
-        values,
-        rest if residual else torch.zeros_like(rest),
+        found.values,
+        found.residual,
         reached(segment, parents, ends.end, scores),
         reached(segment, parents, ends.base, scores),
         passes,
-        multipliers if positions else None,
+        found.multipliers if positions else None,
     )
 
 
@@ -113,19 +112,8 @@ def score_of(children: Coded | None, targets: Sequence[int] | Tensor) -> Scores:
     return Classes(tuple(numbers)) if children is None else Alignment.of_concepts(children, numbers)
 
 
-def shares(parents: Coded, multipliers: Float[Tensor, "T N P C"]) -> Float[Tensor, "N T K"]:
-    """sum_p u_pq <v_q, A_p>; only of the concepts that are on somewhere."""
-    on = (parents.codes != 0).flatten(0, 1).any(0).nonzero().flatten()
-    atoms, codes = parents.atoms[on], parents.codes[:, :, on]
-    found = multipliers.new_zeros(multipliers.shape[1], len(multipliers), len(parents.atoms))
-    for target, multiplier in enumerate(multipliers):
-        found[:, target, on] = (codes * (multiplier @ atoms.T)).sum(1)
-    return found
-
-
 def reached(segment: Segment, coded: Coded, vectors: Float[Tensor, "N P C"], scores: Scores) -> Float[Tensor, "N T"]:
     """The scores when the earlier layer has these PFVs."""
     rows = torch.arange(len(vectors))
     with torch.no_grad():
-        later = segment(value_of(vectors, coded.layout, coded.shape), rows)
-        return torch.stack([scores.of(later, target, rows) for target in range(len(scores))], 1)
+        return scores.all(segment(value_at(coded, vectors), rows), rows)
