@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from backlight.cli.concept_bank import bank
+from backlight.cli.concept_fitting import encode, fit
+from backlight.cli.concept_showing import show
 
 concepts = typer.Typer(
     name="concepts",
@@ -14,3 +16,6 @@ concepts = typer.Typer(
 )
 
 concepts.command()(bank)
+concepts.command()(fit)
+concepts.command()(encode)
+concepts.command()(show)

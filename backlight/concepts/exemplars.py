@@ -28,8 +28,8 @@ class Exemplar:
     """One image on which a concept is strong, at the position where it is strongest.
 
     `image`, `row`: numbers in the bank's images and in its rows of the site; `name`, `label` (-1: none): of the image.
-    `position`: (row, column) in the site's grid, (-1, -1) the class token. `code`: the concept's, there. `rank`: among
-    all images, from 0.
+    `position`: (row, column) in the site's grid, (-1, -1) the class token. `code`: the concept's, there. `strength`:
+    what exemplars are ranked by, the code or the nearness; `rank`: among all images, from 0.
     """
 
     concept: int
@@ -40,6 +40,7 @@ class Exemplar:
     row: int
     position: Position
     code: float
+    strength: float
     site: str
     fields: ReceptiveFields = field(repr=False, compare=False)
 
@@ -143,16 +144,16 @@ class Nearness:
 
 def _made(concepts: Concepts, k: int, found: Strongest, fields: ReceptiveFields) -> Iterator[Exemplar]:
     bank, site = concepts.bank, concepts.site
-    ranked, positions = concepts.of_images(strength(concepts)), bank.position(site)
-    labels = bank.labels
+    strengths, positions, labels = strength(concepts), bank.position(site), bank.labels
+    ranked = concepts.of_images(strengths)
     for rank, (image, value) in enumerate(zip(found.samples[k].tolist(), found.loadings[k].tolist(), strict=True)):
         if value <= 0:
             return
         low, high = ranked.span(image)
-        row = low + int(strength(concepts).read(low, high)[:, k].argmax())
+        row = low + int(strengths.read(low, high)[:, k].argmax())
         code = float(concepts.codes.read(row, row + 1)[0, k])
         at = (int(positions[row, 0]), int(positions[row, 1]))
-        yield Exemplar(k, rank, image, bank.images[image], int(labels[image]), row, at, code, site, fields)
+        yield Exemplar(k, rank, image, bank.images[image], int(labels[image]), row, at, code, value, site, fields)
 
 
 def _vectors(concepts: Concepts, made: list[Exemplar]) -> Float[Tensor, "m C"]:
