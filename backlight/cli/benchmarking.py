@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backlight.cli.cafe_benchmark import cafe
 from backlight.cli.options import Classes, Device, OnDevice, Random, Weights
 
 if TYPE_CHECKING:
@@ -174,6 +175,9 @@ def manipulation(
     subjects = _subjects(model, weights, random_weights, classes, device)
     options = Options(_folder(out), data, quick=quick)
     _show(manipulation(subjects, options, pairs, size, steps, preset, told=say), out)
+
+
+benchmark.command()(cafe)
 
 
 @contextmanager

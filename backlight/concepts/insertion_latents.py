@@ -186,7 +186,7 @@ class LatentResponse:
         self.canvas = token_canvas(
             model, images, test.ground, mean_patch=mean, sigma=test.sigma, seed=test.seed, sites=sites
         )
-        self.segment = Segment(model, images, sites.sequence, self.site)
+        self.segment = Segment(model, images, sites.sequence, self.site, skip=False)
         self.prefix = known.prefix
 
     def _begin_pixels(self, model: nn.Module, images: Tensor, grid: tuple[int, int]) -> None:
