@@ -246,7 +246,7 @@ def test_rescale_follows_what_captum_does_not_see() -> None:
         model = relu_network(activation=activation)
         found = run("Rescale", model=model)
         torch.testing.assert_close(found.completeness_gap, torch.zeros(2, 2).double(), rtol=0, atol=1e-9)
-        with pytest.raises(ModelError, match="does not see .* Rescale"):
+        with pytest.raises(ModelError, match=r"does not see .* Rescale"):
             run("DeepLIFT", model=model)
 
 
