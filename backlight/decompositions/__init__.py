@@ -29,6 +29,7 @@ DECOMPOSITIONS: dict[str, str] = {
     "NMF": "nmf",
     "PCA": "pca",
     "KMeans": "k_means",
+    "BisectingKMeans": "bisecting_k_means",
     "ClassMeans": "class_means",
 }
 

@@ -41,6 +41,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "NMF": {"epochs": 3, "batch_size": 50, "n_modes": 8},
     "PCA": {"n_modes": 8},
     "KMeans": {"epochs": 3, "n_modes": 8},
+    "BisectingKMeans": {"n_modes": 8},
     "ClassMeans": {},
 }
 
