@@ -50,7 +50,7 @@ def assemble(
     for held in known:
         graph.graph.add_node(
             node_id(OUTPUT, held["index"]), layer=OUTPUT, kind=CLASS, **{"class": held["index"]},
-            label=held["name"].split(",")[0], tags=[], importance={str(held["index"]): held["logit"]},
+            label=held["name"], tags=[], importance={str(held["index"]): held["logit"]},
             activation=held["logit"], shared=False, map=None,
         )  # fmt: skip
     for (start, stop), found in between.items():

@@ -12,6 +12,7 @@ from backlight.errors import InputError, UnknownNameError
 from backlight.shapes import Bool, Float
 
 ORDERS = ("importance", "magnitude")
+NOTHING = 1e-6  # of the largest importance for a class: rounding
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def choose(
     if top < 0 or shared < 0:
         raise InputError(f"top and shared are not negative, got {top} and {shared}")
     size = importance.abs() if order == "magnitude" else importance
-    size = torch.where(on & (size > 0), size.double(), 0.0)
+    least = NOTHING * size.abs().amax(1, keepdim=True)
+    size = torch.where(on & (size > least), size.double(), 0.0)
     wanted: dict[int, list[int]] = {}
     for row, one in zip(size, classes, strict=True):
         for concept in largest(row, top):

@@ -125,7 +125,7 @@ def crop(picture: np.ndarray, heat: Float[Tensor, "H W"], size: int) -> Image.Im
 def middle(mass: Float[Tensor, "L"], share: float = 0.8) -> tuple[int, int]:
     """The range that holds the middle `share` of a mass along an axis; the end is outside it."""
     total = mass.double().cumsum(0) / mass.double().sum().clamp(min=1e-300)
-    low, high = (1 - share) / 2, (1 + share) / 2
+    low, high = (1 - share) / 2 + 1e-9, (1 + share) / 2 - 1e-9
     start = int((total <= low).sum())
     return min(start, len(mass) - 1), min(int((total < high).sum()) + 1, len(mass))
 
