@@ -33,6 +33,8 @@ _ROOMS = {
     "backlight.robustness": "manipulate Manipulation Attack",
     "backlight.evaluation": "evaluate Evaluation",
     "backlight.models": "load LoadedModel available_models",
+    "backlight.models.language_models": "load_language_model LanguageModel",
+    "backlight.text": "explain_text ExplainedText",
     "backlight.methods.class_model": "ClassModel ClassImage",
     "backlight.methods.weak_segmentation": "weak_segmentation Segmentation",
 }

@@ -1,0 +1,171 @@
+"""Which tokens of a text a language model's answer comes from.
+
+Any method of the registry that reads at the input explains the embeddings of the tokens; a token's relevance is the
+sum over its embedding, or the norm. What is asked is a target at one position: the next token, a contrast of two, the
+entropy of the answer; or the loss of a span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backlight.engine.coverage import Coverage
+from backlight.engine.evaluation import Cost
+from backlight.engine.sites import INPUT
+from backlight.engine.targets import Contrast, Logit, Target, output_tensor
+from backlight.engine.token_targets import At, SpanLoss
+from backlight.errors import InputError, UnknownNameError
+from backlight.methods.method import Method
+from backlight.models.language_models import LanguageModel, Text
+from backlight.shapes import Float
+
+READOUTS = ("sum", "norm")
+
+
+@dataclass(frozen=True, eq=False)
+class ExplainedText:
+    """The relevance of each token of a text for what was asked.
+
+    Attributes:
+        tokens: as they are written, with the spaces that they stand for.
+        relevance: `[L]`; with the readout "sum" it has a sign, and sums to what the method's own sums to.
+        score: the target at the text; asked: in words.
+        predicted: the model's own next tokens, likeliest first, with their probabilities.
+        residual: score less baseline's less the sum, where the method is complete; None where it is not.
+    """
+
+    tokens: tuple[str, ...]
+    relevance: Float[Tensor, "L"]
+    score: float
+    asked: str
+    method: str
+    predicted: tuple[tuple[str, float], ...]
+    residual: float | None = None
+    coverage: Coverage = field(default_factory=Coverage)
+    cost: Cost = field(default_factory=Cost)
+
+    def record(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            "asked": self.asked,
+            "method": self.method,
+            "score": self.score,
+            "residual": self.residual,
+            "predicted": [{"token": token, "probability": share} for token, share in self.predicted],
+            "tokens": [
+                {"token": token, "relevance": float(value)}
+                for token, value in zip(self.tokens, self.relevance, strict=True)
+            ],
+        }
+
+
+def explain_text(
+    language: LanguageModel,
+    text: str | Sequence[int] | Text,
+    target: str | int | Target | None = None,
+    *,
+    against: str | int | None = None,
+    position: int = -1,
+    method: str | Method = "AttnLRP",
+    readout: str = "sum",
+    special_tokens: bool = True,
+    **settings: Any,
+) -> ExplainedText:
+    """The relevance of the tokens of a text for what a language model says after it.
+
+    Args:
+        text: a text, its token ids, or a `Text` of one.
+        target: a token, written (" cat") or by number, whose logit at `position` is explained; None: the likeliest; a
+            `Target` of the outputs there (`Entropy()`), or of the whole sequence (`SpanLoss`, `At`).
+        against: a second token, whose logit is taken off.
+        position: the token behind which the model is asked; -1 is the last. In an encoder, the masked one.
+        method: a name of `METHODS`, or a method of `language.network`; `settings` are its own.
+        readout: a token's relevance is the "sum" over its embedding, or the "norm" (never negative).
+
+    Raises:
+        InputError: several texts, a target that is no single token, a position that is not there.
+        UnknownNameError: an unknown method, setting or readout.
+    """
+    if readout not in READOUTS:
+        raise UnknownNameError("readout of tokens", readout, READOUTS)
+    read = _read(language, text, special_tokens)
+    length = int(read.mask.sum())
+    if not -length <= position < length:
+        raise InputError(f"position {position} of a text of {length} tokens")
+    place = position % length
+    outputs = _outputs(language, read)[0, place]
+    asked, words = _target(language, target, against, place, int(outputs.argmax()))
+    chosen = _method(language, method, settings)
+    found = chosen.explain(read.embeddings, asked, additional_forward_args=(read.mask,))
+    value = found.values[INPUT].float()
+    relevance = value.sum(2) if readout == "sum" else value.norm(dim=2)
+    return ExplainedText(
+        tuple(read.tokens[0]),
+        relevance[0, :length].cpu(),
+        float(found.scores[0]) if found.scores is not None else float("nan"),
+        words,
+        type(chosen).__name__,
+        likeliest(language, outputs),
+        None if found.residual is None else float(found.residual[0]),
+        found.coverage,
+        found.cost,
+    )
+
+
+def likeliest(language: LanguageModel, logits: Float[Tensor, "V"], count: int = 5) -> tuple[tuple[str, float], ...]:
+    """The tokens with the largest logits, and their probabilities."""
+    top = logits.float().softmax(0).topk(min(count, len(logits)))
+    return tuple((language.piece(int(one)), float(share)) for share, one in zip(top.values, top.indices, strict=True))
+
+
+def _read(language: LanguageModel, text: str | Sequence[int] | Text, special_tokens: bool) -> Text:
+    if isinstance(text, str):
+        text = language.read(text, special_tokens=special_tokens)
+    elif not isinstance(text, Text):
+        text = language.read_ids([text])
+    if len(text) != 1:
+        raise InputError(f"one text at a time, got {len(text)}")
+    return text
+
+
+def _outputs(language: LanguageModel, text: Text) -> Float[Tensor, "N L V"]:
+    with torch.no_grad():
+        return output_tensor(language.network(text.embeddings, text.mask))
+
+
+def _target(
+    language: LanguageModel, target: str | int | Target | None, against: str | int | None, place: int, best: int
+) -> tuple[Target, str]:
+    """The target, and what it is in words."""
+    if isinstance(target, Target):
+        if against is not None:
+            raise InputError("against= is for a target that is a token")
+        whole = isinstance(target, (At, SpanLoss))
+        return (target if whole else At(target, place)), type(target).__name__
+    one = best if target is None else language.token(target) if isinstance(target, str) else target
+    if against is None:
+        return At(Logit(one), place), f"logit of {language.piece(one)!r}"
+    other = language.token(against) if isinstance(against, str) else against
+    return At(Contrast(one, other), place), f"logit of {language.piece(one)!r} less that of {language.piece(other)!r}"
+
+
+def _method(language: LanguageModel, method: str | Method, settings: dict[str, Any]) -> Method:
+    from backlight.methods import METHODS
+
+    if isinstance(method, Method):
+        if settings:
+            raise InputError("settings go with a method's name; this one has its own already")
+        return method
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS)
+    kind = getattr(import_module(f"backlight.methods.{METHODS[method]}"), method)
+    for name in settings:
+        if name not in kind.settings():
+            raise UnknownNameError(f"setting of {method}", name, kind.settings())
+    return kind(language.network, **settings)
