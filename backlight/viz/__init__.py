@@ -1,6 +1,7 @@
 """Figures of explanations, drawn without matplotlib's global state."""
 
 from backlight.viz.figures import counterfactual_figure, explanation_figure, save_figure, signed_map
+from backlight.viz.graph_page import graph_page, write_page
 from backlight.viz.graph_picture import graph_figure
 from backlight.viz.overlays import class_figure, segmentation_figure
 
@@ -9,7 +10,9 @@ __all__ = [
     "counterfactual_figure",
     "explanation_figure",
     "graph_figure",
+    "graph_page",
     "save_figure",
     "segmentation_figure",
     "signed_map",
+    "write_page",
 ]

@@ -72,7 +72,9 @@ class Node:
         return self.kind in UNTOLD
 
     def rank(self, of: str | None = None) -> float:
-        """What nodes of a layer are chosen by: |importance| for a class, or over all; without any, activation."""
+        """What nodes are chosen by: |importance| for a class or over all, else activation; of classes, the output."""
+        if self.kind == "class":
+            return self.activation or 0.0
         if of is not None and self.importance:
             return abs(self.importance.get(of, 0.0))
         if self.importance:
@@ -177,11 +179,11 @@ def _node(data: Mapping[str, Any], sites: Sequence[str]) -> Node:
         activation=None if activation is None else _finite(activation, f"activation of {name!r}"),
         shared=bool(data.get("shared", False)),
         map=None if on is None else _map(on, name),
-        crop=_picture(data.get("field"), name),
+        crop=read_picture(data.get("field"), name),
         exemplars=tuple(
             (str(one.get("image", "")), crop)
             for one in data.get("exemplars") or ()
-            if (crop := _picture(one.get("crop"), name)) is not None
+            if (crop := read_picture(one.get("crop"), name)) is not None
         ),
     )
 
@@ -208,7 +210,7 @@ def _map(values: Any, name: str) -> np.ndarray:
     return found
 
 
-def _picture(url: Any, name: str) -> str | None:
+def read_picture(url: Any, name: str) -> str | None:
     if url in (None, ""):
         return None
     if not isinstance(url, str) or not _PICTURE.fullmatch(url):

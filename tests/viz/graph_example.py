@@ -20,7 +20,7 @@ def example_graph(layers: int = 7, nodes: int = 20, seed: int = 0, pictures: boo
     sites = [*(f"blocks.{number}" for number in range(layers - 1)), "output"]
     columns = [_concepts(site, nodes, depth, random, pictures) for depth, site in enumerate(sites[:-1])]
     classes = (list(CLASSES.items()) + [(str(300 + one), f"class {300 + one}") for one in range(nodes)])[:nodes]
-    columns.append([_class(key, name) for key, name in classes])
+    columns.append([_class(key, name, 9.0 - place / 2) for place, (key, name) in enumerate(classes)])
     told = [_layer(site, depth) for depth, site in enumerate(sites[:-1])]
     return {
         "format": 1,
@@ -68,10 +68,10 @@ def _concepts(site: str, nodes: int, depth: int, random: np.random.Generator, pi
     return found
 
 
-def _class(key: str, name: str) -> dict[str, Any]:
+def _class(key: str, name: str, output: float) -> dict[str, Any]:
     return {
-        "id": f"output/{key}", "layer": "output", "kind": "class", "label": name, "tags": [], "importance": {key: 9.0},
-        "activation": 9.0,
+        "id": f"output/{key}", "layer": "output", "kind": "class", "label": name, "tags": [], "importance": {},
+        "activation": output,
     }  # fmt: skip
 
 
