@@ -151,7 +151,8 @@ def check_srd_site(operator: SharingOperator, site: str) -> None:
     try:
         operator.node(site)
     except SiteError:
-        near = get_close_matches(site, operator.names, 6, 0.3)
+        named = [name for name in operator.names if name not in ("input", "@features", "low")]
+        near = get_close_matches(site, named, 6, 0.3) or named[-6:]
         raise SiteError(
             f"SRD has no relevance of {site!r}: it is defined where the output is an activation, or a sum or "
             f"concatenation of several. Near it: {', '.join(near)}; or attributor='gradient', which is defined at any "
