@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from backlight.errors import InputError, SiteError
 from backlight.shapes import Float
 
 OUTPUT = "output"
+FEW = 3  # entries of the passes that tell what more of them give
 
 
 class _Reached(Exception):
@@ -101,7 +102,8 @@ class Segment:
         """The tensor at `stop` when that at `start` is `value`.
 
         `rows` `[B]`: of which of the inputs each entry is a version; None: of the only one, or each of its own. The
-        backward pass may be taken later. What lies before `start` is computed once for each number of entries.
+        backward pass may be taken later. What lies before `start` is computed once, for at most three entries; where
+        values leap over `start`, once for each choice of rows.
 
         Raises:
             InputError: numbers of entries and inputs that do not agree, or a value of another shape.
@@ -165,6 +167,27 @@ class Segment:
         for key in ((len(rows),), tuple(rows.tolist())):
             if key in self._recordings:
                 return self._recordings[key]
+        if len(rows) > FEW:
+            found = self._told_by_few(rows)
+            if found is not None or not self.skip:
+                return found
+        return self._record(rows)
+
+    def _told_by_few(self, rows: Tensor) -> _Recording | None:
+        """What passes of one, two and three entries tell of a pass of more; None where values are asked for."""
+        one, two, three = (self._recordings.get((n,)) or self._record(rows[:1].repeat(n)) for n in range(1, FEW + 1))
+        if one is None or two is None or three is None or one.needed or two.needed or three.needed:
+            return None
+        try:
+            if _continued(one.results, two.results, FEW) != three.results:
+                return None
+            found = _Recording(_continued(one.results, two.results, len(rows)), {})
+        except _Unseen:
+            return None
+        self._recordings[(len(rows),)] = found
+        return found
+
+    def _record(self, rows: Tensor) -> _Recording | None:
         recorder = _Recorder()
         checks: list[Tensor] = []
 
@@ -287,6 +310,28 @@ def _map(value: Any, change: Any) -> Any:
     if type(value).__module__ == "torch.return_types":
         return type(value)([_map(item, change) for item in value])
     return value
+
+
+def _continued(one: Any, two: Any, count: int) -> Any:
+    """What a pass of `count` entries gives, where passes of one and of two gave this: sizes go on evenly.
+
+    Raises:
+        _Unseen: they do not go on so.
+    """
+    if isinstance(one, _StandIn) and isinstance(two, _StandIn) and one.number == two.number:
+        return replace(one, shape=_continued(one.shape, two.shape, count))
+    if type(one) is not type(two) or isinstance(one, _StandIn):
+        raise _Unseen
+    if isinstance(one, (tuple, list)):
+        if len(one) != len(two):
+            raise _Unseen
+        items = [_continued(*items, count) for items in zip(one, two, strict=True)]
+        return type(one)(*items) if hasattr(one, "_fields") else type(one)(items)
+    if type(one) is int:
+        return one + (count - 1) * (two - one)
+    if one != two:
+        raise _Unseen
+    return one
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -14,6 +14,9 @@ from backlight.graph.coded import Coded, value_of
 from backlight.graph.scores import Scores
 from backlight.shapes import Float
 
+DENSE = 0.1  # the share of codes that are on from which a product of matrices is cheaper
+ENTRIES = 4_000_000  # of the largest array of atoms where they are on
+
 
 @dataclass
 class Passes:
@@ -88,12 +91,20 @@ class Operator:
 
 
 def concept_shares(coded: Coded, multipliers: Float[Tensor, "T N P C"]) -> Float[Tensor, "N T K"]:
-    """sum_p u_pq <v_q, A_p>; only of the concepts that are on somewhere."""
-    on = active(coded)
-    atoms, codes = coded.atoms[on], coded.codes[:, :, on]
+    """sum_p u_pq <v_q, A_p>; of sparse codes only where they are on."""
+    there = coded.codes != 0
     found = multipliers.new_zeros(multipliers.shape[1], len(multipliers), len(coded.atoms))
-    for target, multiplier in enumerate(multipliers):
-        found[:, target, on] = (codes * (multiplier @ atoms.T)).sum(1)
+    if float(there.double().mean()) > DENSE:
+        for target, multiplier in enumerate(multipliers):
+            found[:, target] = (coded.codes * (multiplier @ coded.atoms.T)).sum(1)
+        return found
+    places = there.nonzero()
+    for chunk in places.split(max(1, ENTRIES // coded.atoms.shape[1])):
+        images, positions, concepts = chunk.unbind(1)
+        told = coded.codes[images, positions, concepts][:, None] * coded.atoms[concepts]
+        for target, multiplier in enumerate(multipliers):
+            shares = (told * multiplier[images, positions]).sum(1)
+            found[:, target].index_put_((images, concepts), shares, accumulate=True)
     return found
 
 

@@ -162,3 +162,38 @@ def test_a_site_that_runs_twice_needs_its_number() -> None:
         Segment(model, x, "1")
     segment = Segment(model, x, "1#1")
     assert torch.equal(segment(segment.start_value), model(x))
+
+
+class Folding(nn.Module):
+    """Folds the axis of samples into others, and computes with its length."""
+
+    def __init__(self, uneven: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(4, 4) for _ in range(3))
+        self.uneven = uneven
+        self.entries: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, parts, _ = x.shape
+        folded = self.first(x.reshape(n * parts, 4))
+        with torch._C.DisableTorchFunction():
+            self.entries.append(folded.untyped_storage().nbytes() // (8 * 4 * parts))
+        halves = folded.relu().chunk(2, 0)
+        if self.uneven:
+            halves = halves[0].split(max(1, n * n)) + halves[1:]
+        joined = torch.cat(halves).reshape(n, parts, 4)
+        return self.third(self.second(joined).relu_())
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_few_passes_tell_what_more_entries_give(uneven: bool) -> None:
+    """What lies before the site runs for three entries at most, unless what it gives does not go on evenly."""
+    model = Folding(uneven).double()
+    x = torch.randn(2, 6, 4, dtype=torch.float64)
+    segment = Segment(model, x, "second", "third")
+    model.entries.clear()
+    value, rows = torch.randn(9, 6, 4, dtype=torch.float64), torch.arange(9) % 2
+    expected = model.third(value.relu())
+    torch.testing.assert_close(segment(value, rows), expected)
+    assert max(model.entries) == (9 if uneven else 3)
+    torch.testing.assert_close(segment(value[:5], rows[:5]), expected[:5])
