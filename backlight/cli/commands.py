@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from backlight import __version__
 from backlight.cli import console
 from backlight.cli.benchmarking import benchmark
+from backlight.cli.cafe import cafe
 from backlight.cli.concepts import concepts
 from backlight.cli.contribution_maps import maps
 from backlight.cli.contribution_statistics import statistics
@@ -253,6 +254,7 @@ app.command()(modes)
 app.command()(control)
 app.command()(maps)
 app.add_typer(concepts)
+app.command()(cafe)
 
 
 @app.command()

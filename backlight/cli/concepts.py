@@ -6,6 +6,7 @@ import typer
 
 from backlight.cli.concept_bank import bank
 from backlight.cli.concept_fitting import encode, fit
+from backlight.cli.concept_localisation import localise
 from backlight.cli.concept_showing import show
 
 concepts = typer.Typer(
@@ -19,3 +20,4 @@ concepts.command()(bank)
 concepts.command()(fit)
 concepts.command()(encode)
 concepts.command()(show)
+concepts.command()(localise)
