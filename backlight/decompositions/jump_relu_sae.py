@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backlight.decompositions.decomposition import Work
-from backlight.decompositions.selection import linear
+from backlight.decompositions.selection import combine, encoder_gradients, few, positive, values_at, where_true
 from backlight.decompositions.training import Pass
 from backlight.decompositions.unit_sae import UnitSAE
 from backlight.errors import InputError
@@ -78,20 +78,30 @@ class JumpReLUSAE(UnitSAE):
 
     def _pass(self, x: Float[Tensor, "n C"], draw: torch.Generator, silent: Bool[Tensor, "K"]) -> Pass:
         normal, state = self._normal(x), self.state
-        centred = self._centred(normal.rows).detach()
-        before = linear(centred, state["encoder"], state["bias"], state["offset"])
-        threshold = state["log_threshold"].exp()
-        z = jump(before, threshold, self.bandwidth)
-        decoded = z @ state["modes"] + state["offset"]
-        error = F.mse_loss(decoded.float(), normal.rows) * x.shape[1]
-        price = self.price * (min(self.done / self.price_warm_up, 1.0) if self.price_warm_up else 1.0)
-        return Pass.of(error + price * self._penalty(before, threshold, z), normal.restored(decoded), z)
-
-    def _penalty(self, before: Float[Tensor, "n K"], threshold: Float[Tensor, "K"], z: Float[Tensor, "n K"]) -> Tensor:
+        threshold, tensors = state["log_threshold"].exp(), (state["encoder"], state["bias"], state["offset"])
+        with torch.no_grad():
+            centred = self._centred(normal.rows)
+            before = F.linear(centred, state["encoder"], state["bias"])
+            above = before - threshold
+            on, counts = positive(above)
+        if few(counts, len(x)):
+            places = where_true(above > -self.bandwidth / 2)
+            values = values_at(places, before, centred, *tensors)
+            own = threshold[places.columns]
+            codes, l0 = jump(values, own, self.bandwidth), step(values, own, self.bandwidth).sum() / len(x)
+            told, tanh = combine(places, codes, state["modes"]), codes
+        else:
+            near = above.abs_().lt_(self.bandwidth / 2)
+            codes, l0 = _Dense.apply(before.mul_(on), on, near, centred, *tensors, threshold, self.bandwidth)
+            told, tanh = (codes @ state["modes"]).float(), codes.float()
+        decoded = told + state["offset"]
         if self.penalty == "tanh":
-            return (self.slope * z.float()).tanh().sum(1).mean()
-        l0 = step(before, threshold, self.bandwidth).sum(1, dtype=torch.float32).mean()
-        return l0 if self.target is None else (l0 / self.target - 1).square()
+            penalty = (self.slope * tanh).tanh().sum() / len(x)
+        else:
+            penalty = l0 if self.target is None else (l0 / self.target - 1).square()
+        price = self.price * (min(self.done / self.price_warm_up, 1.0) if self.price_warm_up else 1.0)
+        loss = (decoded - normal.rows).square().sum() / len(x) + price * penalty
+        return Pass(loss, normal.restored(decoded), counts > 0, counts.sum())
 
     def _on(self, before: Float[Tensor, "n K"], indices: Int[Tensor, "K"] | None = None) -> Bool[Tensor, "n K"]:
         threshold = self.state["log_threshold"].exp()
@@ -102,12 +112,12 @@ class JumpReLUSAE(UnitSAE):
         self.state["log_threshold"][dead] = torch.tensor(self.threshold).log().to(residual)
 
 
-def jump(before: Float[Tensor, "n K"], threshold: Float[Tensor, "K"], bandwidth: float) -> Float[Tensor, "n K"]:
+def jump(before: Float[Tensor, "e"], threshold: Float[Tensor, "e"], bandwidth: float) -> Float[Tensor, "e"]:
     """p 1[p > theta]; its gradient in theta by a rectangle of width `bandwidth`."""
     return _Jump.apply(before, threshold, bandwidth)
 
 
-def step(before: Float[Tensor, "n K"], threshold: Float[Tensor, "K"], bandwidth: float) -> Float[Tensor, "n K"]:
+def step(before: Float[Tensor, "e"], threshold: Float[Tensor, "e"], bandwidth: float) -> Float[Tensor, "e"]:
     """1[p > theta]; its gradient in theta likewise, in p none."""
     return _Step.apply(before, threshold, bandwidth)
 
@@ -117,13 +127,13 @@ class _Jump(torch.autograd.Function):
     def forward(ctx: Any, before: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(before, threshold)
         ctx.bandwidth = bandwidth
-        return torch.where(before > threshold, before, 0.0)
+        return before * (before > threshold)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         before, threshold = ctx.saved_tensors
-        of_threshold = -(threshold / ctx.bandwidth) * _near(before, threshold, ctx.bandwidth, gradient)
-        return torch.where(before > threshold, gradient, 0.0), of_threshold, None
+        near = (before - threshold).abs() < ctx.bandwidth / 2
+        return gradient * (before > threshold), -(threshold / ctx.bandwidth) * near * gradient, None
 
 
 class _Step(torch.autograd.Function):
@@ -136,10 +146,34 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         before, threshold = ctx.saved_tensors
-        return None, -_near(before, threshold, ctx.bandwidth, gradient) / ctx.bandwidth, None
+        near = (before - threshold).abs() < ctx.bandwidth / 2
+        return None, -near * gradient / ctx.bandwidth, None
 
 
-def _near(before: Tensor, threshold: Tensor, bandwidth: float, gradient: Tensor) -> Float[Tensor, "K"]:
-    """The sum over rows of gradients where p is within half a bandwidth of its threshold."""
-    near = (before - threshold).abs() < bandwidth / 2
-    return torch.where(near, gradient, 0.0).sum(0, dtype=threshold.dtype)
+class _Dense(torch.autograd.Function):
+    """Codes and their mean l0 where many are on: `z`, `on` and `near` are of all latents."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        on: Tensor,
+        near: Tensor,
+        centred: Tensor,
+        encoder: Tensor,
+        bias: Tensor,
+        offset: Tensor,
+        threshold: Tensor,
+        bandwidth: float,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(on, near, centred, encoder, threshold)
+        ctx.bandwidth = bandwidth
+        return z.view_as(z), on.sum(dtype=threshold.dtype) / len(z)
+
+    @staticmethod
+    def backward(ctx: Any, of_codes: Tensor, of_l0: Tensor) -> tuple[Tensor | None, ...]:
+        on, near, centred, encoder, threshold = ctx.saved_tensors
+        by_codes = threshold * (of_codes * near).sum(0, dtype=threshold.dtype)
+        by_l0 = of_l0 * near.sum(0, dtype=threshold.dtype) / len(near)
+        of_threshold = -(by_codes + by_l0) / ctx.bandwidth
+        return None, None, None, None, *encoder_gradients(of_codes * on, centred, encoder, True), of_threshold, None

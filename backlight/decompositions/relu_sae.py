@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backlight.decompositions.selection import linear
+from backlight.decompositions.selection import combine, few, masked, positive, values_at, where_true
 from backlight.decompositions.training import Pass
 from backlight.decompositions.unit_sae import UnitSAE
 from backlight.errors import InputError
@@ -54,15 +54,29 @@ class ReLUSAE(UnitSAE):
 
     def _pass(self, x: Float[Tensor, "n C"], draw: torch.Generator, silent: Bool[Tensor, "K"]) -> Pass:
         normal, state = self._normal(x), self.state
-        centred = self._centred(normal.rows).detach()
-        z = linear(centred, state["encoder"], state["bias"], state["offset"]).relu()
-        decoded = z @ state["modes"] + state["offset"]
-        channels = x.shape[1]
-        entries, price = (1, self.l1) if self.loss == "sum" else (channels, self.l1 * channels**-0.5)
-        if self.l1_warm_up:
-            price *= min(self.done / self.l1_warm_up, 1.0)
-        error = F.mse_loss(decoded.float(), normal.rows) * (channels / entries)
-        return Pass.of(error + price * z.sum(1).mean(), normal.restored(decoded), z)
+        modes, tensors = state["modes"], (state["encoder"], state["bias"], state["offset"])
+        with torch.no_grad():
+            centred = self._centred(normal.rows)
+            before = F.linear(centred, state["encoder"], state["bias"])
+            on, counts = positive(before)
+        if few(counts, len(x)):
+            places = where_true(on)
+            values = values_at(places, before, centred, *tensors)
+            told, total = combine(places, values, modes), values.sum()
+        else:  # the sum of codes is one more channel, that all modes tell by 1
+            z = masked(before, on, centred, *tensors)
+            wide = z @ torch.cat((modes, torch.ones_like(modes[:, :1])), 1)
+            told, total = wide[:, :-1].float(), wide[:, -1].float().sum()
+        decoded = told + state["offset"]
+        return Pass(self._loss(normal.rows, decoded, total), normal.restored(decoded), counts > 0, counts.sum())
+
+    def _loss(self, rows: Float[Tensor, "n C"], decoded: Float[Tensor, "n C"], total: Tensor) -> Tensor:
+        """`total`: the sum of all codes."""
+        n, channels = rows.shape
+        price = self.l1 * (min(self.done / self.l1_warm_up, 1.0) if self.l1_warm_up else 1.0)
+        if self.loss == "sum":
+            return ((decoded - rows).square().sum() + price * total) / n
+        return F.mse_loss(decoded, rows) + price * channels**-0.5 * total / n
 
     def _on(self, before: Float[Tensor, "n K"], indices: Int[Tensor, "K"] | None = None) -> Bool[Tensor, "n K"]:
         return before > 0

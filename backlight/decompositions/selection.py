@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from backlight.shapes import Bool, Float, Int
 
+FEW = 16  # one entry costs about as much as so many of a matrix product
 MARGIN = 0.9  # of the guess: what a batch keeps is looked for among values above it, where enough are
 
 
@@ -51,6 +52,24 @@ def largest_of_all(values: Float[Tensor, "n K"], count: int, guess: float = 0.0)
     return Places(rows, found - rows * values.shape[1], _starts(rows, len(values)), values.shape[1])
 
 
+def positive(values: Float[Tensor, "n K"]) -> tuple[Float[Tensor, "n K"], Float[Tensor, "K"]]:
+    """1 where values are above 0, and how often that is in each column; numbers, which multiply faster than truths."""
+    on = values.clone().gt_(0)
+    return on, on.sum(0, dtype=torch.float32)
+
+
+def where_true(mask: Tensor) -> Places:
+    """The entries of a mask `[n, K]`."""
+    found = mask.flatten().nonzero().flatten()
+    rows = torch.div(found, mask.shape[1], rounding_mode="floor")
+    return Places(rows, found - rows * mask.shape[1], _starts(rows, len(mask)), mask.shape[1])
+
+
+def few(counts: Float[Tensor, "K"], rows: int) -> bool:
+    """Whether so few entries are on that working on them alone is faster than with matrices."""
+    return float(counts.sum()) * FEW <= rows * len(counts)
+
+
 def largest(values: Float[Tensor, "n K"], k: int) -> Bool[Tensor, "n K"]:
     """Which entries are among the k largest of their row."""
     return torch.zeros_like(values, dtype=torch.bool).scatter(1, values.topk(k, dim=1).indices, True)
@@ -84,14 +103,28 @@ def values_at(
     return _Values.apply(before[places.rows, places.columns].float(), places, centred, encoder, bias, offset)
 
 
-def linear(
+def masked(
+    before: Float[Tensor, "n K"],
+    on: Float[Tensor, "n K"],
     centred: Float[Tensor, "n C"],
     encoder: Float[Tensor, "K C"],
     bias: Float[Tensor, "K"],
     offset: Float[Tensor, "C"] | None,
 ) -> Float[Tensor, "n K"]:
-    """W (x - b) + c of all latents, with the gradient of b as -W^T of the bias's: a product `[n, K] [K, C]` less."""
-    return _Linear.apply(centred, encoder, bias, offset)
+    """`before` where it is on, else 0, differentiable likewise: for codes that are not sparse. `before` is overwritten.
+
+    The gradient of b is -W^T of the bias's, where W (x - b) would cost a product `[n, K] [K, C]` more.
+    """
+    return _Masked.apply(before.mul_(on), on, centred, encoder, bias, offset)
+
+
+def encoder_gradients(
+    gradient: Float[Tensor, "n K"], centred: Float[Tensor, "n C"], encoder: Float[Tensor, "K C"], has_offset: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of W, c and b, by the gradient of W (x - b) + c; in bfloat16 where that is, as under autocast."""
+    of_encoder = (gradient.T @ centred.to(gradient)).to(encoder)
+    of_bias = gradient.sum(0, dtype=encoder.dtype)
+    return of_encoder, of_bias, -(of_bias @ encoder) if has_offset else None
 
 
 class _Values(torch.autograd.Function):
@@ -113,19 +146,19 @@ class _Values(torch.autograd.Function):
         return None, None, None, of_encoder, of_bias, -(of_bias @ encoder) if ctx.has_offset else None
 
 
-class _Linear(torch.autograd.Function):
+class _Masked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, centred: Tensor, encoder: Tensor, bias: Tensor, offset: Tensor | None) -> Tensor:
-        ctx.save_for_backward(centred, encoder)
+    def forward(
+        ctx: Any, z: Tensor, on: Tensor, centred: Tensor, encoder: Tensor, bias: Tensor, offset: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(on, centred, encoder)
         ctx.has_offset = offset is not None
-        return F.linear(centred, encoder, bias)
+        return z.view_as(z)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        centred, encoder = ctx.saved_tensors
-        of_encoder = (gradient.T @ centred.to(gradient)).to(encoder)  # in bfloat16 under autocast, as forward was
-        of_bias = gradient.sum(0, dtype=encoder.dtype)
-        return None, of_encoder, of_bias, -(of_bias @ encoder) if ctx.has_offset else None
+        on, centred, encoder = ctx.saved_tensors
+        return None, None, None, *encoder_gradients(gradient * on, centred, encoder, ctx.has_offset)
 
 
 def _starts(sorted_or_not: Int[Tensor, "e"], bags: int) -> Int[Tensor, "bags"]:

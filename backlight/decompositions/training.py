@@ -37,7 +37,7 @@ class Pass:
     def of(cls, loss: Tensor, decoded: Tensor, z: Float[Tensor, "n K"]) -> Self:
         """The same of loadings."""
         on = z.detach() != 0
-        return cls(loss, decoded, on.any(0), on.sum())
+        return cls(loss, decoded, on.any(0), on.count_nonzero())
 
 
 @dataclass(kw_only=True)
