@@ -21,6 +21,7 @@ from backlight.cli.control import control
 from backlight.cli.decomposition import decompose
 from backlight.cli.evaluation import evaluate
 from backlight.cli.extraction import extract
+from backlight.cli.graph import graph
 from backlight.cli.modes import modes
 from backlight.cli.options import (
     Classes,
@@ -254,6 +255,7 @@ app.command()(modes)
 app.command()(control)
 app.command()(maps)
 app.add_typer(concepts)
+app.add_typer(graph)
 app.command()(cafe)
 
 

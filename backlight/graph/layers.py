@@ -18,6 +18,7 @@ from backlight.evaluation.identity import plain
 from backlight.graph.coded import Encode
 from backlight.shapes import Float
 
+NAMED = 0.3  # tags below it are no names
 Exemplars = Callable[[int, int], list[dict[str, str]]]  # (concept, count) to [{"image": name, "crop": data URI}]
 Tags = Mapping[int, Sequence[tuple[str, float]]]
 
@@ -35,7 +36,7 @@ class LayerConcepts:
     Attributes:
         atoms: `[K, C]`, the concept vectors; offset: `[C]`, what is there without concepts, or None.
         encode: PFVs `[n, C]` to codes `[n, K]`, row by row.
-        tags: by concept, what it goes with: [("tabby", 0.41), ...]; the first is its short name.
+        tags: by concept, what it goes with and how much, the most first: [("tabby", 0.41), ...].
         exemplars: (concept, count) to pictures from elsewhere, [{"image": name, "crop": data URI}].
         layout: where channels and positions are, if it is not to be told from the model.
         about: what it is, as plain values.
@@ -73,9 +74,9 @@ class LayerConcepts:
         )
 
     def name(self, concept: int) -> str:
-        """The first tag, or the number."""
+        """The first tag, where the concept goes with it clearly (0.3 or more), else its number."""
         tags = self.tags.get(concept)
-        return tags[0][0] if tags else f"concept {concept}"
+        return tags[0][0] if tags and tags[0][1] >= NAMED else f"concept {concept}"
 
 
 Given = LayerConcepts | Decomposition | tuple[Decomposition, Coder]
