@@ -26,6 +26,7 @@ from backlight.shapes import Bool, Float
 
 KINDS = ("auto", "srd", "tokens", "gradient")
 MASS = 0.9
+ROUNDING = 1e-6  # of a share of a sum of float32 numbers
 Position = tuple[int, int]
 Box = tuple[int, int, int, int]
 
@@ -68,7 +69,7 @@ class ReceptiveField:
             shares = _blurred(shares, max(self.size) / 56)
         order = shares.flatten().argsort(descending=True, stable=True)
         sums = shares.flatten()[order].double().cumsum(0)
-        count = int(torch.searchsorted(sums, mass * sums[-1] * (1 - 1e-9))) + 1 if sums[-1] > 0 else 0
+        count = int(torch.searchsorted(sums, mass * sums[-1] * (1 - ROUNDING))) + 1 if sums[-1] > 0 else 0
         found = torch.zeros(len(order), dtype=torch.bool)
         found[order[:count]] = True
         return found.reshape(self.size)
@@ -175,7 +176,7 @@ def smallest_box(values: Float[Tensor, "h w"], mass: float = MASS) -> Box:
     total = float(positive.sum())
     if not total > 0:
         raise InputError("the field has no positive entry: there is nothing to put in a box")
-    wanted = mass * total * (1 - 1e-9)
+    wanted = mass * total * (1 - ROUNDING)
     below = torch.cat((torch.zeros(1, width).double(), positive.cumsum(0)))
     best, found = height * width + 1, (0, 0, width, height)
     for top in range(height):
