@@ -56,8 +56,8 @@ class JumpReLUSAE(UnitSAE):
     price: float = 1.0
     penalty: str = "l0"
     slope: float = 4.0
-    bandwidth: float = 0.03
-    threshold: float = 0.03
+    bandwidth: float = 0.1
+    threshold: float = 0.1
     price_warm_up: int = 0
     normalise: str = "global"
     epochs: int = 10
@@ -93,7 +93,7 @@ class JumpReLUSAE(UnitSAE):
         else:
             near = above.abs_().lt_(self.bandwidth / 2)
             codes, l0 = _Dense.apply(before.mul_(on), on, near, centred, *tensors, threshold, self.bandwidth)
-            told, tanh = (codes @ state["modes"]).float(), codes.float()
+            told, tanh = (codes @ state["modes"]).to(threshold.dtype), codes.to(threshold.dtype)
         decoded = told + state["offset"]
         if self.penalty == "tanh":
             penalty = (self.slope * tanh).tanh().sum() / len(x)
@@ -147,7 +147,7 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         before, threshold = ctx.saved_tensors
         near = (before - threshold).abs() < ctx.bandwidth / 2
-        return None, -near * gradient / ctx.bandwidth, None
+        return None, near * gradient / -ctx.bandwidth, None
 
 
 class _Dense(torch.autograd.Function):

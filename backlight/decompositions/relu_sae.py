@@ -66,7 +66,7 @@ class ReLUSAE(UnitSAE):
         else:  # the sum of codes is one more channel, that all modes tell by 1
             z = masked(before, on, centred, *tensors)
             wide = z @ torch.cat((modes, torch.ones_like(modes[:, :1])), 1)
-            told, total = wide[:, :-1].float(), wide[:, -1].float().sum()
+            told, total = wide[:, :-1].to(modes.dtype), wide[:, -1].sum(dtype=modes.dtype)
         decoded = told + state["offset"]
         return Pass(self._loss(normal.rows, decoded, total), normal.restored(decoded), counts > 0, counts.sum())
 

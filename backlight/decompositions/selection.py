@@ -100,7 +100,7 @@ def values_at(
     offset: Float[Tensor, "C"] | None,
 ) -> Float[Tensor, "e"]:
     """`before` at places, differentiable in the encoder's tensors; `centred` is x - offset, without a gradient."""
-    return _Values.apply(before[places.rows, places.columns].float(), places, centred, encoder, bias, offset)
+    return _Values.apply(before[places.rows, places.columns].to(encoder.dtype), places, centred, encoder, bias, offset)
 
 
 def masked(
@@ -134,7 +134,7 @@ class _Values(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(places.rows, places.columns, centred, encoder)
         ctx.has_offset = offset is not None
-        return values.to(encoder.dtype)
+        return values.view_as(values)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

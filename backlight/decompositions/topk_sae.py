@@ -73,7 +73,7 @@ class TopKSAE(UnitSAE):
         before = self._before(rows, dead).relu()
         on = largest(before, min(self.spare or max(rows.shape[1] // 2, 1), len(dead)))
         told = torch.where(on, before, 0.0) @ self._modes()[dead]
-        return F.mse_loss(told.float(), missing)
+        return F.mse_loss(told.to(missing.dtype), missing)
 
     def _on(self, before: Float[Tensor, "n K"], indices: Int[Tensor, "K"] | None = None) -> Bool[Tensor, "n K"]:
         return largest(before, self.k) & (before > 0)
