@@ -35,15 +35,17 @@ class ByRules(LatentAttributor):
     def _explain(self, task: LatentTask, pixels: bool) -> LatentScores:
         if not self.on_tokens(task):
             return self._at_pixels(task, pixels)
-        found = TokenFields(task.model, rules=self.rules(), strict=self.strict).explain(
-            task.images, task.unit, count=len(task), pixels=pixels
+        model, unit = task.stopped
+        found = TokenFields(model, rules=self.rules(), strict=self.strict).explain(
+            task.images, unit, count=len(task), pixels=pixels
         )
         return LatentScores(
             found.sequence, found.scores, found.prefix, found.position, found.patches, found.pixels, None, found.cost
         )
 
     def _at_pixels(self, task: LatentTask, pixels: bool) -> LatentScores:
-        found = attribute(task.model, task.each, task.unit, rules=self.rules(), readout="value", strict=self.strict)
+        model, unit = task.stopped
+        found = attribute(model, task.each, unit, rules=self.rules(), readout="value", strict=self.strict)
         value = found.value.float() if found.value.itemsize < 4 else found.value
         assert found.scores is not None
         kept = value if pixels else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backlight.decompositions import Decomposition
-from backlight.engine.sites import captured
+from backlight.engine.sites import captured, edited
 from backlight.engine.targets import Target, pick
 from backlight.errors import InputError, SiteError, TargetError, UnknownNameError
 from backlight.methods.token_fields import TokenFields
@@ -37,6 +37,41 @@ def as_rows(value: Tensor, channels: int, site: str) -> tuple[Float[Tensor, "N L
         f"site {site!r} has shape {list(value.shape)}, the dictionary {channels} channels: expected tokens "
         f"[N, L, {channels}] or a map [N, {channels}, h, w] of that width"
     )
+
+
+class Until(nn.Module):
+    """A model that stops once a site is reached, and gives what is there; its layers are those of `model`, by `at`.
+
+    What follows has no part in a latent: it takes no time, and its operations need no rules. A site that is reached
+    several times is left at the first: `layout_at` refuses it.
+    """
+
+    def __init__(self, model: nn.Module, site: str) -> None:
+        super().__init__()
+        self.training = model.training
+        self.model, self.site = model, site
+
+    def at(self, site: str) -> str:
+        """The address here of a site of the model."""
+        return f"model.{site}"
+
+    def forward(self, *arguments: Any) -> Tensor:
+        reached: list[Tensor] = []
+
+        def end(value: Tensor) -> Tensor:
+            reached.append(value)
+            raise _Reached
+
+        with edited(self.model, {self.site: end}):  # the last hook there: others have seen the value before
+            try:
+                self.model(*arguments)
+            except _Reached:
+                return reached[0]
+        raise SiteError(f"site {self.site!r} was not reached")
+
+
+class _Reached(Exception):
+    """The site is there: the rest of the model is not run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +139,7 @@ def layout_at(model: nn.Module, site: str, dictionary: Decomposition, images: Fl
     Raises:
         SiteError: tokens that are no patches with some tokens before them, or a model whose patches are not known.
     """
-    with torch.no_grad(), captured(model, [site]) as store:
+    with torch.no_grad(), captured(model, [site]) as store:  # which sees to it that the site is reached once
         model(images[:1])
     rows, grid = as_rows(store[site], dictionary.modes.shape[1], site)
     if grid is not None:
@@ -138,13 +173,13 @@ def stream(
 ) -> Iterator[Float[Tensor, "B L n"]]:
     """The same, batch by batch, for many images and latents."""
     dictionary = placed(dictionary, model)
-    device = dictionary.modes.device
+    device, stopped = dictionary.modes.device, Until(model, site)
     if latents is not None and len(latents):
         _check_range("latent", latents, len(dictionary.modes))
     for batch in images.split(batch_size):
-        with torch.no_grad(), captured(model, [site]) as store:
-            model(batch.to(device))
-        rows, _ = as_rows(store[site], dictionary.modes.shape[1], site)
+        with torch.no_grad():
+            value = stopped(batch.to(device))
+        rows, _ = as_rows(value, dictionary.modes.shape[1], site)
         codes = dictionary.encode(rows.flatten(0, 1))
         chosen = codes if latents is None else codes[:, latents.to(device)]
         yield chosen.unflatten(0, tuple(rows.shape[:2]))
@@ -237,6 +272,12 @@ class LatentTask:
     def unit(self) -> LatentUnit:
         """The target of all."""
         return LatentUnit(self.site, self.dictionary, self.latents, self.tokens)
+
+    @property
+    def stopped(self) -> tuple[Until, LatentUnit]:
+        """The model that stops at the layer, and the target of it."""
+        until = Until(self.model, self.site)
+        return until, LatentUnit(until.at(self.site), self.dictionary, self.latents, self.tokens)
 
     @property
     def each(self) -> Float[Tensor, "T C H W"]:

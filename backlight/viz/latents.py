@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIRES, LOOKS = "viridis", "magma"  # of even lightness: they read the same to the colour-blind, and in grey
-MARK = "#00E5FF"
+MARK = "#E69F00"
 POINTS, PREFIXED = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermillion
 SIDE, HEAD, LABEL = 1.9, 0.75, 0.34  # inches
-COLUMNS = ("picture", "z at each patch", "iERF", "where it looks")
+COLUMNS = ("picture", "z at each patch", "iERF", "most of the iERF")
 KEPT = 0.8  # of the iERF's mass, in the masked crop
 
 
@@ -63,8 +63,8 @@ def latent_page(
 ) -> Figure:
     """A latent's page: a row a picture, with z at its patches, the iERF, and what of the picture holds most of it.
 
-    The explained token is a square in cyan on all panels. `values`: the latent at many tokens, for the histogram of
-    those where it is on.
+    The explained token is framed in orange on all panels; the last shows the patches that hold four fifths of the
+    iERF. `values`: the latent at many tokens, for the histogram of those where it is on.
 
     Raises:
         InputError: no rows.
@@ -90,7 +90,7 @@ def latent_page(
 def _draw_row(sheet: Sheet, top: float, row: Shown) -> None:
     for place in range(len(COLUMNS)):
         axes = sheet.axes(EDGE + place * (SIDE + GAP), top, SIDE, SIDE)
-        draw_image(axes, row.image)
+        draw_image(axes, row.image if place in (0, 3) else _grey(row.image))
         if place == 1:
             _overlay(axes, row.activation, row.image, FIRES)
         if place == 2:
@@ -101,14 +101,20 @@ def _draw_row(sheet: Sheet, top: float, row: Shown) -> None:
             _mark(axes, row.token, row.activation.shape, row.image)
 
 
+def _grey(image: Array) -> np.ndarray:
+    """The picture without colours, pale, so that those of a map are its own."""
+    values = image.detach().cpu().float().numpy() if isinstance(image, Tensor) else image
+    return np.broadcast_to(0.45 + 0.45 * values.mean(0, keepdims=True), values.shape)
+
+
 def _overlay(axes: Axes, values: np.ndarray, image: Array, colours: str) -> None:
-    """A map over the picture, opaque where it is large: zero lets the picture through."""
+    """The positive part of a map over the picture: the larger, the more opaque; zero is the picture itself."""
     from matplotlib import colormaps
 
     positive = values.clip(min=0)
     share = positive / (positive.max() or 1.0)
-    layer = colormaps[colours](share)
-    layer[..., 3] = 0.25 + 0.6 * share
+    layer = colormaps[colours](1 - share)  # the largest are darkest, on a pale picture
+    layer[..., 3] = 0.9 * np.sqrt(share)
     axes.imshow(layer, extent=_extent(image), interpolation="nearest")
 
 

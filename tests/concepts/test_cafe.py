@@ -8,6 +8,7 @@ import pytest
 import torch
 from explicit_rules import drawn, relative
 from routed_network import SIDE, Routed, dictionary_of, drawn_dictionary, routed_image
+from torch import nn
 
 from backlight.concepts.attributors import ATTRIBUTORS, attributor
 from backlight.concepts.cafe import Cafe, check_on
@@ -218,3 +219,29 @@ def test_a_latent_that_is_off_has_an_empty_field() -> None:
     assert found.z.tolist() == [0]
     with pytest.raises(InputError, match="latent 0 is off here"):
         check_on(found)
+
+
+class Twice(nn.Module):
+    """A layer that runs twice, and what follows it, which has no rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared = nn.Conv2d(3, 4, 1), nn.ReLU()
+        self.after = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shared(self.after(self.shared(self.first(x)))).cummax(1).values.mean((2, 3))
+
+
+def test_what_follows_the_layer_takes_no_part_and_several_calls_are_refused() -> None:
+    model, x = Twice().double(), torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    calls: list[int] = []
+    model.after.register_forward_hook(lambda *given: calls.append(1))
+    found = Cafe(model, drawn_dictionary(4, bias=1.0), "first").explain(x, 0)  # cummax has no rule: it is not reached
+    assert len(calls) == 1  # for the layout
+    row = drawn_dictionary(4).state["encoder"][0] @ model.first.weight[:, :, 0, 0]
+    row_, column = found.positions[0].tolist()
+    expected = (row * x[0, :, row_, column]).norm()
+    assert found.map[0, row_, column].item() == pytest.approx(expected.item())
+    with pytest.raises(SiteError, match="was reached 2 times"):
+        Cafe(model, drawn_dictionary(4), "shared").explain(x, 0)
