@@ -46,7 +46,8 @@ class Sign(StrEnum):
 def build(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture file.")],
     concepts: Annotated[
-        list[Path], typer.Option("--concepts", "-c", metavar="DIR", help="Of `concepts fit`; one a layer, repeat.")
+        list[Path],
+        typer.Option("--concepts", "-c", metavar="DIR", help="Of `concepts fit`, one layer or all; repeat."),
     ],
     model: Model = "efficientnet_lite0",
     class_: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from backlight.concepts.concepts import OWN, Concepts, codings
 from backlight.concepts.exemplars import Exemplar, exemplars
 from backlight.concepts.naming import name_by_class
 from backlight.concepts.receptive_fields import ReceptiveFields
-from backlight.errors import InputError, UnknownNameError
+from backlight.contributions.decomposed import RUN
+from backlight.errors import InputError
 from backlight.evaluation.identity import model_hash
 from backlight.graph.layers import Coder, Exemplars, LayerConcepts, Tags
 from backlight.graph.thumbnails import png_uri
@@ -34,7 +36,7 @@ def open_layers(
     """Fitted concepts by their sites, for `build_graph`.
 
     Args:
-        folders: of `fit_concepts`, one a layer.
+        folders: of `fit_concepts`, one a layer; or folders of such, as `backlight concepts fit` writes.
         coder: that images are coded by. A name (`CODERS`) with its `settings`; without settings, those of the codes
             that the folder has by this coder. None: the dictionary's own codes.
         model: checked to be the network that the concepts are of.
@@ -46,7 +48,7 @@ def open_layers(
     """
     found: dict[str, LayerConcepts] = {}
     known: str | None = None if model is None else model_hash(model)
-    for folder in folders:
+    for folder in (place for given in folders for place in _within(Path(given))):
         concepts = Concepts.open(folder)
         if concepts.site in found:
             raise InputError(f"{str(folder)!r} holds concepts of {concepts.site!r}, as a folder before it: give one")
@@ -57,6 +59,12 @@ def open_layers(
             )
         found[concepts.site] = layer_of(concepts, coder, tags=tags, **settings)
     return found
+
+
+def _within(folder: Path) -> list[Path]:
+    """The folders of fitted concepts in a folder of such, else the folder itself."""
+    inside = [] if (folder / RUN).is_file() else sorted(path.parent for path in folder.glob(f"*/{RUN}"))
+    return inside or [folder]
 
 
 def layer_of(
@@ -75,18 +83,15 @@ def layer_of(
 
 def _coder(concepts: Concepts, name: str, settings: dict[str, Any]) -> Coder | None:
     """A coder by its name. Settings that are not given are those of the folder's codes, where it has some by it."""
-    from backlight.decompositions.codes import CODERS
+    from backlight.decompositions.codes import coder
 
     if name == OWN:
         return None
-    known = {one.lower(): one for one in CODERS}
-    fitting = [one for one in codings(concepts.folder) if one.lower().startswith(name.lower())]
-    if not settings and len(fitting) == 1 and fitting[0] != OWN:
+    fitting = [one for one in codings(concepts.folder) if one.lower().startswith(name.lower()) and one != OWN]
+    if not settings and len(fitting) == 1:
         made = Concepts.open(concepts.folder, fitting[0]).report["identity"]
-        return CODERS[made["coder"]](**made["settings"])
-    if name.lower() not in known:
-        raise UnknownNameError("coder", name, [OWN, *CODERS])
-    return CODERS[known[name.lower()]](**settings)
+        return coder(made["coder"], **made["settings"])
+    return coder(name, **settings)
 
 
 def tags_of(concepts: Concepts, count: int = TAGS) -> Tags:

@@ -19,6 +19,7 @@ from backlight.methods.srd import SRD
 from backlight.methods.token_fields import TokenFields
 from backlight.shapes import Float
 
+STRONG = 0.5  # of the strongest position
 MOST_AT_ONCE = 8  # receptive fields in one pass
 
 
@@ -26,10 +27,11 @@ MOST_AT_ONCE = 8  # receptive fields in one pass
 class Thumbnails:
     """Crops of an image, lit by receptive fields.
 
-    Feature maps: the mean field (SRD) of the positions, weighed by |u_pq|; of tokens: that of the concept's direction
-    in the token where it is strongest (AttnLRP, CAFE's iERF). Where neither is defined for the layer, the map of the
-    codes itself is shown, enlarged. The sharing ratios are computed once; a field of feature maps is cheap then, one
-    of tokens is a forward and a backward pass.
+    Feature maps: the mean field (SRD), weighed by |u_pq|, of the positions where it is at least half as large as
+    anywhere: coders of a weak penalty have a concept on a little at most of them. Tokens: the field of the concept's
+    direction in the token where it is strongest (AttnLRP, CAFE's iERF). Where neither is defined for the layer, the
+    codes themselves are shown, enlarged. The sharing ratios are computed once; a field of feature maps is cheap then,
+    one of tokens is a forward and a backward pass.
 
     Attributes:
         image: as the model takes it; picture: the same in [0, 1]; size: of a crop's side, in pixels.
@@ -67,6 +69,7 @@ class Thumbnails:
         if grid is None:
             return None
         on = maps.abs()
+        on = torch.where(on >= STRONG * on.amax(1, keepdim=True), on, 0.0)
         on_grid = on[:, coded.layout.prefix :].reshape(-1, *grid)
         try:
             if coded.layout.kind == "tokens":

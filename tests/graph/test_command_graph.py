@@ -129,6 +129,7 @@ def test_wrong_calls(place: Path, tmp_path: Path) -> None:
 
 def test_concepts_of_folders(place: Path) -> None:
     loaded = network()
+    assert set(open_layers([place], model=loaded.model)) == set(SITES)
     with pytest.raises(InputError, match="give one"):
         open_layers([place / "first", place / "first"])
     with torch.no_grad():
