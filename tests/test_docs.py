@@ -33,6 +33,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "modes.md",
         "decomposition.md",
         "extraction.md",
+        "concepts.md",
+        "concept-graph-page.md",
     ],
 )
 def test_python_blocks_run(name: str) -> None:

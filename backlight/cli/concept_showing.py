@@ -26,10 +26,21 @@ class Diverse(StrEnum):
     classes = "classes"
 
 
+class Order(StrEnum):
+    """Which concepts come first in the table."""
+
+    explained = "explained"
+    frequency = "frequency"
+    names = "names"
+
+
 def show(
     folder: Folder,
     concept: Annotated[list[int] | None, typer.Option("--concept", "-k", help="Draw its page; repeat.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Exemplars on a page, or concepts in the table.")] = 8,
+    order: Annotated[
+        Order, typer.Option(help="Of the table: by R2 that is lost without, frequency, or the r of the first name.")
+    ] = Order.explained,
     diverse: Annotated[Diverse, typer.Option(help="Far from each other, or of each class in turn.")] = Diverse.no,
     mass: Annotated[float, typer.Option(help="The share of a field that crops hold.")] = 0.9,
     coder: Annotated[str | None, typer.Option(help="Whose codes: of `concepts encode` [the dictionary's].")] = None,
@@ -54,7 +65,7 @@ def show(
     names = ClassNames.of(classes) if classes else concepts.bank.classes
     naming = _naming(concepts, hierarchy, names, by, min_images)
     if not concept:
-        rows = overview(concepts, naming, top)
+        rows = overview(concepts, naming, top, order.value)
         console.print_json(rows) if json else _show_overview(concepts, rows)
         return
     if data is not None:
@@ -73,13 +84,17 @@ def show(
         console.print_json(records)
 
 
-def overview(concepts: Concepts, naming: ClassNaming | None, top: int) -> list[dict[str, Any]]:
-    """The concepts that explain most, as plain values."""
+def overview(concepts: Concepts, naming: ClassNaming | None, top: int, order: str) -> list[dict[str, Any]]:
+    """The first concepts of an order, as plain values. Raises `InputError`: by names, and there are none."""
     import torch
 
-    explained = concepts.statistics["explained"]
-    order = torch.where(explained.isnan(), -torch.inf, explained).argsort(descending=True, stable=True)
-    return [described(concepts, int(k), naming) for k in order[:top]]
+    from backlight.errors import InputError
+
+    if order == "names" and naming is None:
+        raise InputError("there are no names to order concepts by")
+    by = naming.r.amax(1) if order == "names" and naming is not None else concepts.statistics[order]
+    places = torch.where(by.isnan(), -torch.inf, by).argsort(descending=True, stable=True)
+    return [described(concepts, int(k), naming) for k in places[:top]]
 
 
 def described(concepts: Concepts, k: int, naming: ClassNaming | None) -> dict[str, Any]:

@@ -69,6 +69,11 @@ def test_the_table_has_the_concepts_that_explain_most(work: Path) -> None:
     explained = concepts.statistics["explained"]
     assert [row["concept"] for row in rows] == explained.argsort(descending=True)[:3].tolist()
     assert {one["name"] for one in rows[0]["classes"]} <= set(concepts.bank.classes.names)
+    named = run("show", work / "c" / "layer2.2", "--min-images", 3, "--json", "--top", 5, "--order", "names")
+    best = [row["classes"][0]["r"] for row in json.loads(named.stdout)]
+    assert best == sorted(best, reverse=True)
+    wrong = run("show", work / "c" / "layer2.2", "--order", "names")
+    assert wrong.exit_code == 2
     table = run("show", work / "c" / "layer2.2")
     assert "5 concepts" in table.stdout
     assert "no class has 10 images" in table.stderr
