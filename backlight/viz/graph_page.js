@@ -23,7 +23,7 @@ const byId = new Map(nodes.map((node) => [node.id, node.index]));
 const most = Math.max(1, ...data.layers.map((layer) => layer.nodes.filter((one) => !untold(nodes[one])).length));
 
 const state = { share: 0, nodes: 0, from: 0, to: 0, negative: true, untold: true, of: "", query: "", kept: null };
-let width = 150, gap = 100, version = 0, hovered = null, current = null, route = null, waiting = null;
+let width = 150, gap = 100, version = 0, hovered = null, current = null, route = null, waiting = null, dressed = null;
 
 function untold(node) { return node.kind === "residual" || node.kind === "rest"; }
 
@@ -110,7 +110,7 @@ function place() {
   const columns = [];
   for (let layer = state.from; layer <= state.to; layer++) columns.push(data.layers[layer].nodes.filter((one) => nodes[one].shown));
   const room = at("scroller").clientWidth - 2 * PAD, count = columns.length;
-  width = Math.max(110, Math.min(164, (room - (count - 1) * 70) / count));
+  width = Math.max(110, Math.min(164, (room - (count - 1) * 56) / count));
   gap = Math.max(50, Math.min(240, count > 1 ? (room - count * width) / (count - 1) : 0));
   const rows = Math.max(1, ...columns.map((column) => column.length));
   columns.forEach((column, number_) => column.forEach((one, row) => {
@@ -124,7 +124,8 @@ function place() {
   for (const node of nodes) {
     node.element.hidden = !node.shown;
     if (!node.shown) continue;
-    node.element.style.transform = `translate(${node.x}px, ${node.y}px)`;
+    node.element.style.left = `${node.x}px`;
+    node.element.style.top = `${node.y}px`;
     node.element.style.width = `${width}px`;
   }
   at("heads").replaceChildren(...columns.map((_, number_) => headOf(data.layers[state.from + number_], PAD + number_ * (width + gap))));
@@ -181,15 +182,17 @@ function drawHover() {
 }
 
 function dress() {
+  if (dressed === state.of) return;
+  dressed = state.of;
   const scale = data.layers.map((layer) => Math.max(1e-30, ...layer.nodes.flatMap((one) => {
-    const values = nodes[one].importance;
+    const values = untold(nodes[one]) ? {} : nodes[one].importance; // residuals can dwarf all concepts: theirs are cut
     return (state.of === "" ? Object.values(values) : [values[state.of] ?? 0]).map(Math.abs);
   })));
   for (const node of nodes) {
     if (node.kind === "class") continue;
     const keys = (state.of === "" ? [...colourOf.keys()] : [state.of]).filter((key) => key in node.importance).slice(0, 4);
     node.bars.replaceChildren(...keys.map((key, row) => {
-      const part = node.importance[key] / scale[node.layer], bar = make("i");
+      const part = Math.max(-1, Math.min(1, node.importance[key] / scale[node.layer])), bar = make("i");
       bar.style.cssText = `top:${row * 3.5}px;background:${colourOf.get(key)};width:${50 * Math.abs(part)}%;left:${part < 0 ? 50 + 50 * part : 50}%`;
       return bar;
     }));
@@ -259,8 +262,8 @@ function nodeElement(node) {
   const thumb = node.crop ? make("img", { className: "thumb", src: node.crop, alt: "", decoding: "async" })
     : node.map ? heat(node.map, make("canvas", { className: "thumb" })) : make("span", { className: `thumb ${node.kind}` });
   node.bars = make("span", { className: "bars" });
-  node.element = make("button", { type: "button", className: `node ${node.kind}${node.shared ? " shared" : ""}`, title: node.id }, thumb, make("span", { className: "name" }, short(node)));
-  if (node.kind === "class") node.element.append(make("span", { className: "told" }, outcome(node).join(" · ")));
+  node.element = make("button", { type: "button", className: `node ${node.kind}${node.shared ? " shared" : ""}`, title: node.id }, thumb, make("span", { className: "name" }, nameOnNode(node)));
+  if (node.kind === "class") node.element.append(make("span", { className: "told" }, outcome(node).at(-1) ?? ""));
   else node.element.append(node.bars);
   node.element.dataset.node = node.index;
   if (node.kind === "class") node.element.style.setProperty("--own", colourOf.get(node.key) ?? "");
@@ -269,6 +272,9 @@ function nodeElement(node) {
   node.element.setAttribute("aria-label", [short(node), `${kind} of ${data.layers[node.layer].site}`, ...(node.kind === "class" ? [] : told)].join(", "));
   return node.element;
 }
+
+/** On a node there is little room: a concept without a name of its own goes by its number. */
+function nameOnNode(node) { return short(node) === `concept ${node.concept}` ? `#${node.concept}` : short(node); }
 
 function outcome(node) {
   const found = node.activation == null ? [] : [`output ${number(node.activation)}`];

@@ -18,6 +18,7 @@ function closing() {
 function showCard(index) {
   const card = at("card");
   card.classList.toggle("sheet", index !== null);
+  document.body.classList.toggle("covered", index !== null);
   card.replaceChildren(...(index === null ? overview() : nodeCard(nodes[index])));
   card.dataset.node = index === null ? "" : nodes[index].id;
   card.scrollTop = 0;
@@ -88,7 +89,7 @@ function overview() {
   if (data.picture) parts.push(make("div", { className: "pair" }, figure(make("img", { src: data.picture, alt: "The image that is explained" }), "the image")));
   parts.push(...titled("How to read it",
     make("p", {}, "Every node is a concept of a layer, with the part of the image that it comes from. An edge says what it does for a concept of a later layer or for a class (ICAT): red for, dashed blue against, wider for a larger share of all that is done for or against that target."),
-    make("p", {}, "Bars on a node: its importance for the classes, on the layer's own scale. Point at a node for its numbers; click it, or press Enter, for the routes through it; Escape shows everything again. Arrow keys follow the strongest edges.")));
+    make("p", {}, "Bars on a node: its importance for the classes, on the scale of the layer's concepts; those of residuals may be cut. Point at a node for its numbers; click it, or press Enter, for the routes through it; Escape shows everything again. Arrow keys follow the strongest edges.")));
   parts.push(...titled("About", table(about)));
   const layers = data.layers.filter((layer) => !layer.classes);
   if (layers.length) parts.push(...titled("Layers: concepts, positions, relative error", table(layers.map((layer) => [layer.site, layer.atoms ?? "", layer.grid ? layer.grid.join(" × ") : "", layer.error == null ? "" : layer.error.toFixed(3)]))));

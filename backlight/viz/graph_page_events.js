@@ -159,7 +159,7 @@ function start() {
   at("of").append(make("option", { value: "" }, "all classes"), ...data.classes.map(([name, text]) => make("option", { value: name }, text)));
   if (matchMedia("(max-width: 900px)").matches) at("settings").open = false;
   at("base").append(...edges.map(edgeElement));
-  at("stage").append(...data.layers.flatMap((layer) => layer.nodes).map((one) => nodeElement(nodes[one])));
+  at("nodes-layer").append(...data.layers.flatMap((layer) => layer.nodes).map((one) => nodeElement(nodes[one])));
   defaults();
   legend();
   controls();

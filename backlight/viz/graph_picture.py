@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FOR, AGAINST = "#B2182B", "#2166AC"  # the ends of RdBu_r: apart under the common kinds of colour blindness
 CLASSES = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D1F", "#5E5E5E")  # Okabe and Ito, less the signs' hues
 HATCH = {"residual": "////", "rest": "...."}
-UNTOLD, INK, MUTED = "#E3E6E9", "#1F2933", "#66707A"
+UNTOLD, HATCHED, INK, MUTED = "#EEF0F2", "#C3CAD1", "#1F2933", "#66707A"
 CROP, TEXT, CARD = 0.62, 1.16, 0.74  # inches: a crop's side, the text beside it, a card's height
 ACROSS, ALONG, HEAD, FOOT = 3.0, 0.86, 1.0, 0.85
 BARS = 4  # classes whose importance a node shows
@@ -76,7 +76,7 @@ def graph_figure(
     _draw_edges(axes, shown, at)
     colours = {key: CLASSES[number % len(CLASSES)] for number, key in enumerate(document.classes)}
     for layer, column in zip(document.layers, shown.columns, strict=True):
-        scale = max((abs(v) for node in column for v in node.importance.values()), default=0.0)
+        scale = max((abs(v) for node in column if not node.untold for v in node.importance.values()), default=0.0)
         for node in column:
             _draw_node(axes, node, at[node.id], colours, scale)
         _draw_head(sheet, layer, EDGE + document.layers.index(layer) * ACROSS)
@@ -166,14 +166,17 @@ def _draw_node(axes: Axes, node: Node, place: tuple[float, float], colours: Mapp
         linewidth=2.2 if own else (1.6 if node.shared else 0.7), linestyle="--" if node.untold else "-",
     )  # fmt: skip
     axes.add_patch(box)
+    if node.untold:
+        size = (CROP + TEXT + 0.04, CARD)
+        fill = Rectangle(
+            (x - 0.04, y - 0.06), *size, fill=False, hatch=HATCH[node.kind], edgecolor=HATCHED, linewidth=0
+        )
+        axes.add_patch(fill).set_zorder(2.5)
     extent = (x, x + CROP, y + CROP, y)
     if node.crop is not None:
         axes.imshow(_pixels(node.crop), extent=extent, interpolation="bilinear", zorder=3)
     elif node.map is not None and not node.untold:
         axes.imshow(signed_map(node.map)[0], cmap="RdBu_r", vmin=-1, vmax=1, extent=extent, zorder=3)
-    elif node.untold:
-        style: dict[str, Any] = {"facecolor": "white", "edgecolor": "#8A94A0", "linewidth": 0, "zorder": 3}
-        axes.add_patch(Rectangle((x, y), CROP, CROP, hatch=HATCH[node.kind], **style))
     if node.kind == "class":
         axes.add_patch(Rectangle((x, y), 0.12, CROP, facecolor=own or MUTED, linewidth=0, zorder=3))
         _draw_text(axes, node, (x + 0.2, y))
@@ -197,7 +200,7 @@ def _draw_text(axes: Axes, node: Node, place: tuple[float, float]) -> None:
 def _draw_importance(
     axes: Axes, node: Node, place: tuple[float, float], colours: Mapping[str, str], scale: float
 ) -> None:
-    """A bar a class from a zero line, in the class's colour, on the layer's own scale."""
+    """A bar a class from a zero line, in the class's colour, on the scale of the layer's concepts; longer are cut."""
     from matplotlib.patches import Rectangle
 
     keys = [key for key in colours if key in node.importance][:BARS]
@@ -208,7 +211,7 @@ def _draw_importance(
     top = bottom - thick * len(keys)
     axes.plot([x + half, x + half], [top - 0.01, bottom + 0.01], color=MUTED, linewidth=0.6, zorder=5)
     for number, key in enumerate(keys):
-        length = half * node.importance[key] / scale
+        length = half * min(1.0, max(-1.0, node.importance[key] / scale))  # a residual's can dwarf all others
         axes.add_patch(
             Rectangle((x + half, top + number * thick), length, 0.8 * thick, facecolor=colours[key], zorder=4)
         )
@@ -266,7 +269,7 @@ def _caption(document: Document, shown: Shown, min_share: float) -> str:
     return (
         f"{drawn} of {there} nodes; {len(shown.edges)} of {len(document.edges)} edges, those of at least "
         f"{100 * min_share:g} % of what is done for or against their target: {100 * shown.mass:.0f} % of the mass of "
-        "all edges. Bars: importance for the classes, each layer on its own scale."
+        "all edges. Bars: importance for the classes, on the scale of the layer's concepts."
     )
 
 

@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graph_example import CLASSES, example_graph
+from graph_example import CLASSES, HOSTILE, example_graph
 
 from backlight.errors import InputError
 from backlight.viz import graph_page, write_page
-
-HOSTILE = "</script><script>alert(1)</script><!-- & \u2028 ]]> \"'><img src=x onerror=alert(2)> %DATA% \\u003c"
 
 
 class Elements(HTMLParser):

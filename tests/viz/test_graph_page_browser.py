@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graph_example import example_graph
-from test_graph_page import HOSTILE
+from graph_example import HOSTILE, example_graph
 
 from backlight.viz import write_page
 
