@@ -17,6 +17,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
     "name",
     [
         "attn-lrp.md",
+        "cafe-insertion.md",
         "engine.md",
         "rules.md",
         "class-activation.md",

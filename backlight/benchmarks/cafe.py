@@ -49,9 +49,10 @@ class SiteDictionary:
 class CafeOptions:
     """What a user chooses. `data`: pictures that the dictionaries were not fitted to.
 
-    `attributors`: names, with `settings` by name; `signed`: also ranked by their signed sums. `few`: the most pairs a
-    layer for attributors that pass through the network hundreds of times. `reference`: what the others are compared
-    with. `precision`: of the passes that the curves are read from; attributions are in float32.
+    `attributors`: names, with `settings` by name; `signed`: those that are also ranked by their signed sums (True:
+    all). `few`: the most pairs a layer for attributors that pass through the network hundreds of times. `reference`:
+    what the others are compared with. `precision`: of the passes that curves are read from; attributions are in
+    float32.
     """
 
     out: Path
@@ -60,7 +61,7 @@ class CafeOptions:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tests: Sequence[InsertionTest] = TESTS
     rule: Rule = field(default_factory=Rule)
-    signed: bool = True
+    signed: bool | Sequence[str] = True
     few: int | None = None
     reference: str = "AttnLRP"
     precision: str = "float32"
@@ -80,8 +81,8 @@ def cafe(loaded: LoadedModel, concepts: Sequence[SiteDictionary], options: CafeO
     """Measure attributors on latents of some layers, write tables, curves and figures to `options.out`.
 
     A pair of a latent and an image is attributed by all, and its curves are read for all tests, before the next; layers
-    and latents take turns, so that an interrupted run is a smaller one. What is done is not done again by a call with
-    the same settings; attributors, latents and layers may be added.
+    take turns, so that an interrupted run is a smaller one. What is done is not done again by a call with the same
+    settings; attributors, latents and layers may be added.
 
     Raises:
         BacklightError: no pictures, a folder with other settings, no attributor that runs.
@@ -163,9 +164,10 @@ class _Work:
         return {run.name: self._identity(run) for run in runs}
 
     def pairs(self, run: Entrant) -> list[Pair]:
-        """The pairs of an attributor."""
-        few = self.options.few if run.costly else None
-        return list(self.choice.pairs[:few])
+        """The pairs of an attributor; where it has few of them, the best images of as many latents."""
+        if not run.costly or self.options.few is None:
+            return list(self.choice.pairs)
+        return sorted(self.choice.pairs, key=lambda pair: pair.rank)[: self.options.few]
 
     def do(self, turn: int, runs: Sequence[Entrant]) -> None:
         """One pair, by all attributors that have it not."""

@@ -84,9 +84,12 @@ class Entrant:
 
 
 def entrants(
-    names: Sequence[str], settings: Mapping[str, Mapping[str, Any]], signed: bool = True, quick: bool = False
+    names: Sequence[str],
+    settings: Mapping[str, Mapping[str, Any]],
+    signed: bool | Sequence[str] = True,
+    quick: bool = False,
 ) -> list[Entrant]:
-    """The attributors of these names with their settings; `signed`: those with a sign also by the signed sum.
+    """The attributors of these names with their settings; `signed`: which of those with a sign also by the signed sum.
 
     Raises:
         UnknownNameError: a name or setting that is not there.
@@ -96,7 +99,8 @@ def entrants(
         own = {**(QUICK.get(name, {}) if quick else {}), **settings.get(name, {})}
         one = Nearest(**own) if name.lower() == "nearest" else attributor(name, **own)
         label = type(one).__name__
-        found.append(Entrant(label, one, signed and label not in ONE_READOUT and one.readout == "norm"))
+        wanted = signed if isinstance(signed, bool) else label in signed
+        found.append(Entrant(label, one, wanted and label not in ONE_READOUT and one.readout == "norm"))
     return found
 
 

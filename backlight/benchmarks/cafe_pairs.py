@@ -61,7 +61,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Choice:
-    """The pairs of a layer, the best image of every latent first; how many latents the rule admits; and the grid."""
+    """The pairs of a layer, latent by latent; how many latents the rule admits; the grid; and how many images."""
 
     pairs: Sequence[Pair]
     admitted: int
@@ -96,7 +96,7 @@ def choose_pairs(
         for rank, row in enumerate(best):
             value, token = float(largest[row, latent]), int(tokens[row, latent])
             pairs.append(Pair(latent, names[row], token, value, rank, float(frequency[latent])))
-    return Choice(sorted(pairs, key=lambda one: one.rank), len(order), layout, len(names))
+    return Choice(pairs, len(order), layout, len(names))
 
 
 def _surveyed(

@@ -90,7 +90,7 @@ def test_pairs_are_those_of_the_rule(data: Path) -> None:
     z = activations(one.model, site, dictionary, x).patches.flatten(2)  # [N, K, P]
     choice = choose_pairs(one.model, site, dictionary, folder, RULE, batch_size=2)
     assert len(choice.pairs) == 4
-    assert [pair.rank for pair in choice.pairs] == [0, 0, 1, 1]
+    assert [pair.rank for pair in choice.pairs] == [0, 1, 0, 1]
     for pair in choice.pairs:
         best = z[:, pair.latent].amax(1).sort(descending=True)
         row = folder.names.index(pair.image)
