@@ -97,22 +97,21 @@ def coder_settings(coder: str, given: list[str]) -> dict[str, Any]:
     Raises:
         UnknownNameError: a coder, or a setting that it has not; InputError: a value of the wrong type.
     """
+    from dataclasses import fields
     from typing import get_type_hints
 
     from backlight.cli.settings import parse_setting, parse_typed
-    from backlight.decompositions.codes import CODERS
+    from backlight.decompositions.codes import coder as by_name
     from backlight.errors import UnknownNameError
 
-    known = {name.lower(): kind for name, kind in CODERS.items()}
-    if coder.lower() not in known:
-        raise UnknownNameError("coder", coder, CODERS)
-    hints = get_type_hints(known[coder.lower()])
-    found = {}
+    found: Any = type(by_name(coder))
+    known, hints = [one.name for one in fields(found)], get_type_hints(found)
+    settings = {}
     for name, text in map(parse_setting, given):
-        if name not in hints:
-            raise UnknownNameError(f"setting of {coder}", name, hints)
-        found[name] = parse_typed(name, text, hints[name])
-    return found
+        if name not in known:
+            raise UnknownNameError(f"setting of {found.__name__}", name, known)
+        settings[name] = parse_typed(name, text, hints[name])
+    return settings
 
 
 def coded(concepts: Concepts) -> dict[str, Any]:

@@ -233,12 +233,9 @@ def _coder(coder: str | Coder, settings: dict[str, Any]) -> Coder:
         if settings:
             raise InputError("settings of a coder are given twice: with it, and beside it")
         return coder
-    from backlight.decompositions.codes import CODERS
+    from backlight.decompositions.codes import coder as by_name
 
-    known = {name.lower(): name for name in CODERS}
-    if coder.lower() not in known:
-        raise UnknownNameError("coder", coder, CODERS)
-    return CODERS[known[coder.lower()]](**settings)
+    return by_name(coder, **settings)
 
 
 def _settings(coder: Any) -> dict[str, Any]:

@@ -110,6 +110,7 @@ def test_codes_by_another_coder_are_shown(work: Path) -> None:
     assert Concepts.open(work / "c" / "layer2.2", "lasso").codes.shape == (48, 5)
     wrong = run("encode", work / "c" / "layer2.2", "--coder", "Lasso", "--set", "penalti=1")
     assert wrong.exit_code == 2
+    assert "penalty" in wrong.stderr
 
 
 def test_a_bank_of_folders_finds_its_pictures_again(tmp_path: Path) -> None:
