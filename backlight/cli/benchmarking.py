@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backlight.cli.cafe_benchmark import cafe
+from backlight.cli.icat_benchmark import icat
 from backlight.cli.options import Classes, Device, OnDevice, Random, Weights
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ def manipulation(
 
 
 benchmark.command()(cafe)
+benchmark.command()(icat)
 
 
 @contextmanager
