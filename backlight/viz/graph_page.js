@@ -5,6 +5,7 @@ const data = JSON.parse(document.getElementById("graph").textContent);
 const at = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 52, STEP = 60, HEAD = 52, PAD = 14, WIDEST = 26; // pixels
+const FEW = 20; // matches of a search that are shown also where the sliders hide them
 const CLASS_COLOURS = ["#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#a6761d", "#7f8790"];
 
 const nodes = data.nodes.map((node, index) => ({
@@ -70,13 +71,14 @@ function chooseNodes() {
     node.hit = matches(node);
     node.shown = false;
   }
+  const few = nodes.filter((node) => node.hit).length <= FEW;
   data.layers.forEach((layer, place) => {
     if (place < state.from || place > state.to) return;
     const own = layer.nodes.map((one) => nodes[one]);
     const told = own.filter((node) => !untold(node) && !(node.kind === "class" && state.of !== "" && node.key !== state.of));
     const first = new Set(told.slice().sort((a, b) => rank(b) - rank(a)).slice(0, state.nodes));
     for (const node of own) {
-      node.shown = untold(node) ? state.untold : first.has(node) || node.hit || node.index === state.kept;
+      node.shown = untold(node) ? state.untold : first.has(node) || (node.hit && few) || node.index === state.kept;
     }
   });
 }
@@ -235,7 +237,7 @@ function update(layout) {
   const shown = nodes.filter((node) => node.shown).length;
   const parts = [`${shown} of ${nodes.length} nodes`, `${count} of ${edges.length} edges, ${percent(mass)} of their mass`];
   if (state.kept !== null) parts.unshift(`routes of ${short(nodes[state.kept])}: ${counted(route.nodes.size - 1, "node")}`);
-  if (state.query !== "") parts.unshift(hits === 1 ? "1 match" : `${hits} matches`);
+  if (state.query !== "") parts.unshift(`${hits} of ${nodes.filter((node) => node.hit).length} matches shown`);
   at("status").textContent = parts.join(" · ");
   at("share-value").textContent = `≥ ${percent(state.share)}`;
   at("nodes-value").textContent = state.nodes >= most ? `all ${most}` : String(state.nodes);

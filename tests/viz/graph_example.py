@@ -13,7 +13,9 @@ from PIL import Image
 CLASSES = {"281": "tabby", "282": "tiger cat", "242": "boxer"}
 WORDS = ("edge", "fur", "stripe", "ear", "eye", "paw", "grass", "curve", "dark", "corner", "whisker", "nose")
 
-HOSTILE = "</script><script>alert(1)</script><!-- & \u2028 ]]> \"'><img src=x onerror=alert(2)> %DATA% \\u003c"
+HOSTILE = (
+    "</script x</script><script>alert(1)</script><!-- & \u2028 ]]> \"'><img src=x onerror=alert(2)> %DATA% \\u003c"
+)
 
 
 def example_graph(layers: int = 7, nodes: int = 20, seed: int = 0, pictures: bool = True) -> dict[str, Any]:
