@@ -116,6 +116,9 @@ def test_hostile_text_stays_text(hostile: dict[str, Any]) -> None:
     assert sum(tag == "script" for tag, _ in elements.tags) == 2
     assert not any("onerror" in attributes for _, attributes in elements.tags)
     assert not any(tag == "img" for tag, _ in elements.tags)
+    raw = page.split('id="graph">', 1)[1].rsplit("</script>\n<script>", 1)[0]
+    assert json.loads(raw)
+    assert not set("<>&\u2028") & set(raw)
     data = embedded(page)
     assert {node["label"] for node in data["nodes"]} == {HOSTILE}
     assert data["nodes"][0]["tags"][0][0] == HOSTILE
