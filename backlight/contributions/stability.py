@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from backlight.contributions.evidence import CORRELATED, check_whole
-from backlight.errors import InputError, MissingExtraError
+from backlight.decompositions.matching import match
+from backlight.decompositions.matching import unit as _unit
+from backlight.errors import InputError
 from backlight.shapes import Bool, Float, Int
 
 DRAWS = 20
@@ -56,27 +58,6 @@ def class_atoms(
     chosen = r > threshold
     best = torch.zeros_like(chosen).scatter_(0, r.argmax(0, keepdim=True), True)
     return torch.where(chosen.any(0), chosen, best).T.to(modes.dtype) @ modes
-
-
-def match(
-    first: Float[Tensor, "K C"], second: Float[Tensor, "L D"]
-) -> tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"], Float[Tensor, "pairs"]]:
-    """Modes one to one, with the largest sum of cosines; min(K, L) pairs, the most alike first. O(K^2 L).
-
-    Raises:
-        InputError: modes of different numbers of channels.
-        MissingExtraError: scipy is not installed.
-    """
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ModuleNotFoundError:
-        raise MissingExtraError("scipy", "contributions") from None
-    _same_channels(first, second)
-    cosine = _unit(first) @ _unit(second).T
-    rows, columns = (torch.from_numpy(one) for one in linear_sum_assignment(cosine.numpy(), maximize=True))
-    found = cosine[rows, columns]
-    order = found.argsort(descending=True, stable=True)
-    return rows[order], columns[order], found[order]
 
 
 def stability(
@@ -127,10 +108,6 @@ def stability(
 
 def _pearson(a: Tensor, b: Tensor) -> Float[Tensor, "M"]:
     return (_unit(a - a.mean(1, keepdim=True)) * _unit(b - b.mean(1, keepdim=True))).sum(1)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(x.double().cpu(), dim=1, eps=1e-300)
 
 
 def _same_channels(first: Tensor, second: Tensor) -> None:

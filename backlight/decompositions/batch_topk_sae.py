@@ -15,6 +15,8 @@ from backlight.decompositions.topk_sae import TopKSAE
 from backlight.errors import InputError
 from backlight.shapes import Bool, Float, Int
 
+SHORT = 20  # a threshold's running mean is over the last 1 / SHORT of a training, where its rate would make it longer
+
 
 @dataclass(kw_only=True)
 class BatchTopKSAE(TopKSAE):
@@ -22,8 +24,8 @@ class BatchTopKSAE(TopKSAE):
 
     That is training. A code that is asked for depends on no other row: there a latent is on above one threshold, the
     running mean of the smallest value that batches kept. It begins at the first one after `threshold_start` updates,
-    and moves by `threshold_rate` of the difference. `anneal`: updates over which k comes down to its value, in a
-    straight line from half of all latents.
+    and moves by `threshold_rate` of the difference; by 20 / steps in trainings so short that this is more. `anneal`:
+    updates over which k comes down to its value, in a straight line from half of all latents.
     """
 
     source: ClassVar[str] = "Bussmann et al. 2024, BatchTopK Sparse Autoencoders, arXiv 2412.06410"
@@ -81,7 +83,8 @@ class BatchTopKSAE(TopKSAE):
         found = largest_of_all(before, round(k * n), max(float(threshold), 0.0))
         if self.done >= self.threshold_start and len(found.rows):
             least = before[found.rows, found.columns].min().to(threshold)
-            threshold.copy_(torch.where(threshold < 0, least, threshold + self.threshold_rate * (least - threshold)))
+            rate = max(self.threshold_rate, min(SHORT / self.length, 1.0)) if self.length else self.threshold_rate
+            threshold.copy_(torch.where(threshold < 0, least, threshold + rate * (least - threshold)))
         return found
 
     def _on(self, before: Float[Tensor, "n K"], indices: Int[Tensor, "K"] | None = None) -> Bool[Tensor, "n K"]:

@@ -77,6 +77,7 @@ class TrainedDecomposition(Decomposition):
     dead_after: int | None = None
     autocast: bool = False
     done: int = field(default=0, init=False, repr=False, compare=False)  # updates so far
+    length: int = field(default=0, init=False, repr=False, compare=False)  # updates in all
 
     def _initial(self, work: Work, n_modes: int, draw: torch.Generator) -> dict[str, Tensor]:
         """The tensors before training, on the CPU; all of them are trained, except those that begin with `_`."""
@@ -163,6 +164,7 @@ class _Training:
         self.batches = whole if whole and one.drop_last else whole + (rest > 0)
         told = one.steps if one.tokens is None else -(-one.tokens // one.batch_size)
         self.steps = one.epochs * self.batches if told is None else told
+        one.length = self.steps
         self.pass_steps = min(one.pass_steps or self.batches, self.batches)
         epochs, left = divmod(self.steps, self.batches)
         self.passes = epochs * -(-self.batches // self.pass_steps) + -(-left // self.pass_steps)

@@ -21,6 +21,7 @@ module = import_module("backlight.contributions.decompose")  # the function of t
 SETTINGS = {
     "ThresholdSAE:revived": {"epochs": 4, "revive_every": 2, "modes": 12, "schedule": "plateau"},
     "TopKSAE": {"epochs": 3, "modes": 60, "k": 1, "auxiliary": 0.5},
+    "MatryoshkaSAE": {"steps": 5, "pass_steps": 2, "batch_size": 30, "modes": 20, "k": 2, "random_prefixes": 3},
     "NMF": {"epochs": 3, "modes": 6},
     "KMeans": {"epochs": 3, "modes": 6, "tolerance": 0.0},
     "PCA": {"modes": 6},
