@@ -25,7 +25,7 @@ from backlight.concepts.bank import Bank
 torch.set_num_threads(1)
 assert zarr
 concepts_codes.PIECE = 3
-KILLS = 4
+KILLS = 3
 
 
 def killed(work: Callable[[], Any], event: int | None) -> bool:

@@ -181,7 +181,7 @@ def test_banks_and_concepts_that_are_killed_end_with_the_same_bytes(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     kills = json.loads(done.stdout)
     for name, events in kills.items():
-        assert len(events) == 4
+        assert len(events) == 3
         for event in events:
             assert contents(tmp_path / f"{name}-{event}") == contents(tmp_path / f"{name}-whole"), (name, event)
 
