@@ -21,6 +21,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "engine.md",
         "rules.md",
         "class-activation.md",
+        "concept-graphs.md",
         "control.md",
         "baselines.md",
         "simonyan.md",
