@@ -30,6 +30,7 @@ DECOMPOSITIONS: dict[str, str] = {
     "PCA": "pca",
     "KMeans": "k_means",
     "BisectingKMeans": "bisecting_k_means",
+    "SparseDictionaryLearning": "sparse_dictionary_learning",
     "ClassMeans": "class_means",
 }
 

@@ -42,6 +42,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "PCA": {"n_modes": 8},
     "KMeans": {"epochs": 3, "n_modes": 8},
     "BisectingKMeans": {"n_modes": 8},
+    "SparseDictionaryLearning": {"epochs": 2, "batch_size": 50, "n_modes": 12},
     "ClassMeans": {},
 }
 
