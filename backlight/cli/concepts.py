@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from backlight.cli.concept_bank import bank
+from backlight.cli.concept_comparison import compare
 from backlight.cli.concept_fitting import encode, fit
 from backlight.cli.concept_localisation import localise
 from backlight.cli.concept_showing import show
@@ -19,5 +20,6 @@ concepts = typer.Typer(
 concepts.command()(bank)
 concepts.command()(fit)
 concepts.command()(encode)
+concepts.command()(compare)
 concepts.command()(show)
 concepts.command()(localise)
