@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from backlight import __version__
 from backlight.cli import console
+from backlight.cli.attack import attack
 from backlight.cli.benchmarking import benchmark
 from backlight.cli.cafe import cafe
 from backlight.cli.concepts import concepts
@@ -257,6 +258,7 @@ app.command()(maps)
 app.add_typer(concepts)
 app.add_typer(graph)
 app.command()(cafe)
+app.command()(attack)
 
 
 @app.command()

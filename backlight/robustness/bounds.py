@@ -10,7 +10,6 @@ from torch import Tensor
 
 from backlight.data.images import Preprocessing
 from backlight.errors import InputError
-from backlight.robustness.attack import Attack
 from backlight.shapes import Float
 
 
@@ -47,19 +46,19 @@ class Room:
         InputError: a bound without a scale, a clamp without a box, a scale that is not positive, inputs outside.
     """
 
-    def __init__(self, x: Float[Tensor, "N *shape"], attack: Attack, pixels: Pixels) -> None:
-        if attack.bound is not None and pixels.scale is None:
+    def __init__(self, x: Float[Tensor, "N *shape"], bound: float | None, clamp: bool, pixels: Pixels) -> None:
+        if bound is not None and pixels.scale is None:
             raise InputError("the bound is in pixel units: give preprocessing=, or scale= (1 / std of each channel)")
-        if attack.clamp and pixels.box is None:
+        if clamp and pixels.box is None:
             raise InputError("valid images are not known: give preprocessing=, box=(low, high), or clamp=False")
         self.scale = _like(1.0 if pixels.scale is None else pixels.scale, x, "scale")
         if not bool((self.scale > 0).all()):
             raise InputError("the scale is positive: units of the input a unit of a pixel")
         self.low, self.high = torch.full_like(x, -torch.inf), torch.full_like(x, torch.inf)
-        if attack.bound is not None:
-            self.low, self.high = _within(x, attack.bound, self.scale)
-        if attack.clamp and pixels.box is not None:
-            low, high = (_like(bound, x, "box") for bound in pixels.box)
+        if bound is not None:
+            self.low, self.high = _within(x, bound, self.scale)
+        if clamp and pixels.box is not None:
+            low, high = (_like(end, x, "box") for end in pixels.box)
             slack = 1e-3 * (high - low)
             if bool((x < low - slack).any() or (x > high + slack).any()):
                 raise InputError("the input leaves the box of valid images: another box=, or clamp=False")

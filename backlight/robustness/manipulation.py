@@ -73,7 +73,7 @@ def manipulate(
     """
     attack = as_attack(preset, **settings)
     _check(method, x, x_target, target_map)
-    room = Room(x.detach(), attack, Pixels.of(preprocessing, scale, box))
+    room = Room(x.detach(), attack.bound, attack.clamp, Pixels.of(preprocessing, scale, box))
     course = _Course(method, x.detach(), attack, room, target, internal_batch_size)
     if target_map is not None:
         aim = _fitted(attack, target_map, course.before)
