@@ -101,8 +101,21 @@ def test_importance_is_the_attribution_to_the_logit_and_what_is_not_chosen_is_th
     assert nodes["body.mid/rest"]["importance"]["0"] == pytest.approx(
         logit - nodes[graph.of_layer("body.mid")[0]]["importance"]["0"]
     )
-    rest = graph.graph.edges["body.mid/rest", "output/0"]
-    assert rest["gross"] >= abs(rest["weight"])
+
+
+def test_the_edge_of_the_rest_is_net_and_says_what_cancels_in_it() -> None:
+    model = pets()
+    with torch.no_grad():
+        model.head.weight[0] -= 1.5 * model.head.weight[1]  # cat: fur - ear / 2 - blue * 3 / 2
+    by = build_graph(model, cat(), model.concepts(), classes=[0], nodes={"body.low": [0], "body.mid": [1, 2]})
+    ear, blue = (by.graph.edges[f"body.mid/{q}", "output/0"]["weight"] for q in (1, 2))
+    fur = by.graph.edges["body.mid/rest", "output/0"]
+    assert (ear < 0, blue < 0, fur["weight"] > 0, fur["gross"] == fur["weight"]) == (True,) * 4
+    few = build_graph(model, cat(), model.concepts(), classes=[0], nodes={"body.low": [0], "body.mid": [1]})
+    rest = few.graph.edges["body.mid/rest", "output/0"]
+    assert rest["weight"] == pytest.approx(fur["weight"] + blue)
+    assert rest["gross"] == pytest.approx(fur["weight"] - blue)
+    assert rest["share"] == pytest.approx(rest["weight"] / (abs(rest["weight"]) - ear))
 
 
 def test_layers_outside_a_pair_have_no_influence() -> None:

@@ -139,7 +139,6 @@ def test_concepts_of_folders(place: Path) -> None:
 
 
 def test_pictures_are_coded_as_the_folder_was(place: Path) -> None:
-    pytest.importorskip("backlight.decompositions.codes")
     with pytest.raises(UnknownNameError, match="coder"):
         open_layers([place / "first"], "Laso")
     concepts = encode_concepts(Concepts.open(place / "first"), coder="OMP", k=3)
