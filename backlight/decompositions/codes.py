@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from backlight.decompositions.decomposition import Decomposition
@@ -31,8 +32,9 @@ class Coder(Protocol):
 class Lasso:
     """min_u 1/2 |x - u D|^2 + penalty |u|_1, to a duality gap of `tolerance` |x|^2 / 2: `lasso`.
 
-    `relative`: the penalty is a share of each row's own greatest |<x, d>|. Atoms of other lengths, and rows on another
-    scale, then keep their codes' sparsity about where it is; the paper gives neither a penalty nor what it refers to.
+    `relative`: the penalty is a share of each row's own greatest |<x, d>|, so that the scale of rows does not matter;
+    the paper gives neither a penalty nor what it refers to. `unit`: atoms are taken at length 1, so that the penalty
+    does not favour those that are long, such as the centroids of long rows; the codes are of the atoms as they are.
     """
 
     name: ClassVar[str] = "Lasso"
@@ -40,18 +42,22 @@ class Lasso:
     penalty: float = 0.1
     relative: bool = True
     nonnegative: bool = False
+    unit: bool = False
     tolerance: float = 1e-4
 
     def encode(self, x: Float[Tensor, "n C"], dictionary: Decomposition) -> Float[Tensor, "n K"]:
         """The codes of rows, about the dictionary's offset where it has one."""
-        return lasso(
+        atoms = dictionary.atoms
+        length = atoms.norm(dim=1).clamp(min=torch.finfo(atoms.dtype).tiny) if self.unit else atoms.new_ones(len(atoms))
+        found = lasso(
             _centred(x, dictionary),
-            dictionary.atoms,
+            atoms / length[:, None],
             self.penalty,
             relative=self.relative,
             nonnegative=self.nonnegative,
             tolerance=self.tolerance,
-        ).values
+        )
+        return found.values / length
 
 
 @dataclass(frozen=True)

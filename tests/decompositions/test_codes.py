@@ -213,6 +213,9 @@ def test_coders_take_any_dictionary_about_its_offset() -> None:
         about = x if dictionary.offset is None else x - dictionary.offset
         codes = Lasso(penalty=0.1).encode(x, dictionary)
         torch.testing.assert_close(codes, lasso(about, dictionary.atoms, 0.1, relative=True).values)
+        length = dictionary.atoms.norm(dim=1)
+        same = lasso(about, dictionary.atoms / length[:, None], 0.1, relative=True).values / length
+        torch.testing.assert_close(Lasso(penalty=0.1, unit=True).encode(x, dictionary), same)
         torch.testing.assert_close(OMP(k=3).encode(x, dictionary), omp(about, dictionary.atoms, 3))
         torch.testing.assert_close(TopK(k=2).encode(x, dictionary), largest(about, dictionary.atoms, 2))
         torch.testing.assert_close(Amortised().encode(x, dictionary), dictionary.encode(x))
