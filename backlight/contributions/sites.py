@@ -140,8 +140,21 @@ def _attention(block: nn.Module) -> tuple[str, nn.Module] | None:
 
 def _second_linear(block: nn.Module) -> str | None:
     """The last linear layer of a block that narrows: it takes the hidden units of an MLP."""
-    narrowing = [n for n, m in block.named_modules() if isinstance(m, nn.Linear) and m.in_features > m.out_features]
+    narrowing = [n for n, m in block.named_modules() if (widths := _widths(m)) and widths[0] > widths[1]]
     return narrowing[-1] if narrowing else None
+
+
+def _widths(module: nn.Module) -> tuple[int, int] | None:
+    """(inputs, outputs) of a linear layer, or of the one that GPT-2 has in its place: its weight the other way round.
+
+    By name: transformers need not be there.
+    """
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
+        weight = module.get_parameter("weight")
+        return weight.shape[0], weight.shape[1]
+    return None
 
 
 def _projection(name: str, block: nn.Module) -> str:
@@ -155,7 +168,7 @@ def _projection(name: str, block: nn.Module) -> str:
                 f"{name}.{inner} is a {type(module).__name__}, which {reason}: its heads cannot be read; those of "
                 "timm's and Hugging Face's vision transformers can"
             )
-    linear = [n for n, m in attention.named_modules() if isinstance(m, nn.Linear)]
+    linear = [n for n, m in attention.named_modules() if _widths(m)]
     known = [n for n in linear if n in _PROJECTIONS]
     if not linear:
         raise SiteError(f"{name}.{inner} ({type(attention).__name__}) has no linear output projection: name the sites")

@@ -130,7 +130,10 @@ class LanguageModel:
             InputError: it is several tokens, or none; they are listed.
         """
         known = self.tokenizer.get_vocab() if self.tokenizer is not None else {}
-        for written in (text, text.replace(" ", "Ġ"), text.replace(" ", "▁")):
+        forms = [text, text.replace(" ", "Ġ"), text.replace(" ", "▁")]
+        if not any(one[0] in "Ġ▁" for one in known if one):  # BERT's tokens do not tell of the space before them
+            forms.append(text.strip())
+        for written in forms:
             if written in known:
                 return int(known[written])
         pieces = self.tokenizer.tokenize(text) if self.tokenizer is not None else []

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from backlight.engine.coverage import Coverage
 from backlight.engine.evaluation import Cost
 from backlight.engine.sites import INPUT
-from backlight.engine.targets import Contrast, Logit, Target, output_tensor
-from backlight.engine.token_targets import At, SpanLoss
+from backlight.engine.targets import Target
 from backlight.errors import InputError, UnknownNameError
 from backlight.methods.method import Method
 from backlight.models.language_models import LanguageModel, Text
 from backlight.shapes import Float
+from backlight.text.baselines import text_baseline
+from backlight.text.question import ask
 
 READOUTS = ("sum", "norm")
 
@@ -85,7 +85,8 @@ def explain_text(
             `Target` of the outputs there (`Entropy()`), or of the whole sequence (`SpanLoss`, `At`).
         against: a second token, whose logit is taken off.
         position: the token behind which the model is asked; -1 is the last. In an encoder, the masked one.
-        method: a name of `METHODS`, or a method of `language.network`; `settings` are its own.
+        method: a name of `METHODS`, or a method of `language.network`; `settings` are its own. A `baseline` is as
+            `text_baseline` takes it, "neutral" by default.
         readout: a token's relevance is the "sum" over its embedding, or the "norm" (never negative).
 
     Raises:
@@ -94,68 +95,26 @@ def explain_text(
     """
     if readout not in READOUTS:
         raise UnknownNameError("readout of tokens", readout, READOUTS)
-    read = _read(language, text, special_tokens)
-    length = int(read.mask.sum())
-    if not -length <= position < length:
-        raise InputError(f"position {position} of a text of {length} tokens")
-    place = position % length
-    outputs = _outputs(language, read)[0, place]
-    asked, words = _target(language, target, against, place, int(outputs.argmax()))
-    chosen = _method(language, method, settings)
-    found = chosen.explain(read.embeddings, asked, additional_forward_args=(read.mask,))
+    asked = ask(language, text, target, against=against, position=position, special_tokens=special_tokens)
+    read, length = asked.text, asked.length
+    chosen = _method(language, read, method, settings)
+    found = chosen.explain(read.embeddings, asked.target, additional_forward_args=(read.mask,))
     value = found.values[INPUT].float()
     relevance = value.sum(2) if readout == "sum" else value.norm(dim=2)
     return ExplainedText(
         tuple(read.tokens[0]),
         relevance[0, :length].cpu(),
         float(found.scores[0]) if found.scores is not None else float("nan"),
-        words,
+        asked.words,
         type(chosen).__name__,
-        likeliest(language, outputs),
+        asked.predicted,
         None if found.residual is None else float(found.residual[0]),
         found.coverage,
         found.cost,
     )
 
 
-def likeliest(language: LanguageModel, logits: Float[Tensor, "V"], count: int = 5) -> tuple[tuple[str, float], ...]:
-    """The tokens with the largest logits, and their probabilities."""
-    top = logits.float().softmax(0).topk(min(count, len(logits)))
-    return tuple((language.piece(int(one)), float(share)) for share, one in zip(top.values, top.indices, strict=True))
-
-
-def _read(language: LanguageModel, text: str | Sequence[int] | Text, special_tokens: bool) -> Text:
-    if isinstance(text, str):
-        text = language.read(text, special_tokens=special_tokens)
-    elif not isinstance(text, Text):
-        text = language.read_ids([text])
-    if len(text) != 1:
-        raise InputError(f"one text at a time, got {len(text)}")
-    return text
-
-
-def _outputs(language: LanguageModel, text: Text) -> Float[Tensor, "N L V"]:
-    with torch.no_grad():
-        return output_tensor(language.network(text.embeddings, text.mask))
-
-
-def _target(
-    language: LanguageModel, target: str | int | Target | None, against: str | int | None, place: int, best: int
-) -> tuple[Target, str]:
-    """The target, and what it is in words."""
-    if isinstance(target, Target):
-        if against is not None:
-            raise InputError("against= is for a target that is a token")
-        whole = isinstance(target, (At, SpanLoss))
-        return (target if whole else At(target, place)), type(target).__name__
-    one = best if target is None else language.token(target) if isinstance(target, str) else target
-    if against is None:
-        return At(Logit(one), place), f"logit of {language.piece(one)!r}"
-    other = language.token(against) if isinstance(against, str) else against
-    return At(Contrast(one, other), place), f"logit of {language.piece(one)!r} less that of {language.piece(other)!r}"
-
-
-def _method(language: LanguageModel, method: str | Method, settings: dict[str, Any]) -> Method:
+def _method(language: LanguageModel, text: Text, method: str | Method, settings: dict[str, Any]) -> Method:
     from backlight.methods import METHODS
 
     if isinstance(method, Method):
@@ -168,4 +127,7 @@ def _method(language: LanguageModel, method: str | Method, settings: dict[str, A
     for name in settings:
         if name not in kind.settings():
             raise UnknownNameError(f"setting of {method}", name, kind.settings())
+    if "baseline" in kind.settings():
+        given = settings.get("baseline")
+        settings = {**settings, "baseline": text_baseline(language, text, "neutral" if given is None else given)}
     return kind(language.network, **settings)

@@ -147,6 +147,39 @@ def test_hugging_face(family: str) -> None:
     assert {str(layout_of(values[site], model, site, size=(32, 32))) for site in sites} == {layout}
 
 
+BLOCK = "model.layers.{}"
+LANGUAGE: dict[str, tuple[str, str, str]] = {  # block, attention's projection, second linear layer
+    "gpt2": ("transformer.h.{}", "attn.c_proj", "mlp.c_proj"),
+    "bert": ("bert.encoder.layer.{}", "attention.output.dense", "output.dense"),
+    **dict.fromkeys(
+        ("llama", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "mistral"),
+        (BLOCK, "self_attn.o_proj", "mlp.down_proj"),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", LANGUAGE)
+def test_language_models(family: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+    sizes |= {} if family == "gpt2" else {"intermediate_size": 24}
+    sizes |= {} if family in ("gpt2", "bert") else {"head_dim": 8, "num_key_value_heads": 2}  # wider than the stream
+    config = transformers.AutoConfig.for_model(family, **sizes)
+    kind = transformers.AutoModelForMaskedLM if family == "bert" else transformers.AutoModelForCausalLM
+    model = kind.from_config(config).eval()
+    block, attention, mlp = LANGUAGE[family]
+    wanted = {"blocks": block, "attention": f"{block}.{attention}:input", "mlp": f"{block}.{mlp}:input"}
+    sites = {name: default_sites(model, name) for name in wanted}
+    assert sites == {name: tuple(address.format(i) for i in range(2)) for name, address in wanted.items()}
+    every = [site for several in sites.values() for site in several]
+    with torch.no_grad(), captured(model, every) as values:
+        model(torch.tensor([[1, 5, 3]]))
+    assert {str(layout_of(values[site], model, site)) for site in every} == {"tokens"}
+    widths = {name: values[several[0]].shape[2] for name, several in sites.items()}
+    heads = 16 if family in ("gpt2", "bert") else 32
+    assert widths == {"blocks": 16, "attention": heads, "mlp": 64 if family == "gpt2" else 24}
+
+
 class Basic(nn.Module):
     """A block of a CIFAR ResNet, with a shortcut of slices and zeros."""
 

@@ -102,3 +102,17 @@ def test_errors() -> None:
         load_language_model(torch.nn.Linear(2, 2).eval())
     with pytest.raises(ModelError):
         load_language_model("no/such-model")
+
+
+def test_tokens_that_do_not_tell_of_spaces_are_found_with_one(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    def of(names: list[str]) -> LanguageModel:
+        known = {name: number for number, name in enumerate(names)}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(known, "[UNK]")))
+        return load_language_model(small("bert").model, tokenizer=tokenizer)
+
+    assert of(["[UNK]", "a", "cat"]).token(" cat") == 2
+    with pytest.raises(InputError, match="no single token"):
+        of(["[UNK]", "cat", "Ġcats"]).token(" cat")

@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 from backlight.engine import Entropy
 from backlight.engine.token_targets import SpanLoss
 from backlight.errors import InputError, UnknownNameError
-from backlight.text.explanation import explain_text
 from backlight.models.language_models import LanguageModel, load_language_model
+from backlight.text.explanation import explain_text
 
 SIZES = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "pad_token_id": 0,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}  # fmt: skip
