@@ -18,6 +18,7 @@ from backlight.errors import InputError
 from backlight.shapes import Bool, Float, Int
 
 PENALTIES = ("l0", "tanh")
+SAMPLE = 128  # rows of a batch by which it is decided whether codes are sparse
 
 
 @dataclass(kw_only=True)
@@ -84,8 +85,11 @@ class JumpReLUSAE(UnitSAE):
             before = F.linear(centred, state["encoder"], state["bias"])
             above = before - threshold
             on, counts = positive(above)
-        if few(counts, len(x)):
-            places = where_true(above > -self.bandwidth / 2)
+            reach = -self.bandwidth / 2  # from there on a latent moves its threshold
+            sample = above[:SAMPLE]
+            sparse = few((sample > reach).sum(0, dtype=torch.float32), len(sample))
+        if sparse:
+            places = where_true(above > reach)
             values = values_at(places, before, centred, *tensors)
             own = threshold[places.columns]
             codes, l0 = jump(values, own, self.bandwidth), step(values, own, self.bandwidth).sum() / len(x)
@@ -173,7 +177,7 @@ class _Dense(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_codes: Tensor, of_l0: Tensor) -> tuple[Tensor | None, ...]:
         on, near, centred, encoder, threshold = ctx.saved_tensors
-        by_codes = threshold * (of_codes * near).sum(0, dtype=threshold.dtype)
         by_l0 = of_l0 * near.sum(0, dtype=threshold.dtype) / len(near)
+        by_codes = threshold * near.mul_(of_codes).sum(0, dtype=threshold.dtype)  # in place: `near` and `on` are spent
         of_threshold = -(by_codes + by_l0) / ctx.bandwidth
-        return None, None, None, None, *encoder_gradients(of_codes * on, centred, encoder, True), of_threshold, None
+        return None, None, None, None, *encoder_gradients(on.mul_(of_codes), centred, encoder, True), of_threshold, None

@@ -111,7 +111,9 @@ def masked(
     bias: Float[Tensor, "K"],
     offset: Float[Tensor, "C"] | None,
 ) -> Float[Tensor, "n K"]:
-    """`before` where it is on, else 0, differentiable likewise: for codes that are not sparse. `before` is overwritten.
+    """`before` where it is on, else 0, differentiable likewise, once: for codes that are not sparse.
+
+    `before` is overwritten, and `on` in the backward pass: for matrices of this size, new memory costs most.
 
     The gradient of b is -W^T of the bias's, where W (x - b) would cost a product `[n, K] [K, C]` more.
     """
@@ -158,7 +160,7 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         on, centred, encoder = ctx.saved_tensors
-        return None, None, None, *encoder_gradients(gradient * on, centred, encoder, ctx.has_offset)
+        return None, None, None, *encoder_gradients(on.mul_(gradient), centred, encoder, ctx.has_offset)
 
 
 def _starts(sorted_or_not: Int[Tensor, "e"], bags: int) -> Int[Tensor, "bags"]:
