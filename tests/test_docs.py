@@ -37,6 +37,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "extraction.md",
         "concepts.md",
         "concept-graph-page.md",
+        "sparse-autoencoders.md",
     ],
 )
 def test_python_blocks_run(name: str) -> None:

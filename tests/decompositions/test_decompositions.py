@@ -258,7 +258,7 @@ def test_rows_that_modes_cannot_add_up_to_are_refused() -> None:
     assert (one.modes < 0).any()
 
 
-@pytest.mark.parametrize("name", ["ThresholdSAE", "ReLUSAE", "TopKSAE"])
+@pytest.mark.parametrize("name", ["ThresholdSAE", "ReLUSAE", "TopKSAE", "BatchTopKSAE", "MatryoshkaSAE", "JumpReLUSAE"])
 def test_autocast_rounds_and_leaves_float32(name: str) -> None:
     x, _ = planted(150, channels=12)
     one, rounded = (quick(name, autocast=autocast).fit(x) for autocast in (False, True))
