@@ -106,7 +106,7 @@ def test_mixtures_of_rows_stay_so_and_are_found_again() -> None:
     x = centres[torch.randint(30, (3000,), generator=draw)] + torch.randn(3000, 16, generator=draw)
     settings = {"n_modes": 40, "k": 3, "batch_size": 300, "epochs": 10, "learning_rate": 3e-3}
     strict = [ArchetypalSAE(**settings, points=64, relaxation=0.0, seed=seed).fit(x) for seed in range(3)]
-    relaxed = ArchetypalSAE(**settings, points=64, relaxation=0.05).fit(x)
+    relaxed = ArchetypalSAE(**{**settings, "learning_rate": 0.02}, points=64, relaxation=0.05).fit(x)
     free = [TopKSAE(**settings, seed=seed).fit(x) for seed in range(3)]
     length = float(x.double().square().sum(1).mean().sqrt())
     for one, bound in ((strict[0], 0.0), (relaxed, 0.05 * length)):
@@ -115,7 +115,7 @@ def test_mixtures_of_rows_stay_so_and_are_found_again() -> None:
         torch.testing.assert_close(mixture.sum(1), torch.ones(40))
         rest = (one.modes - mixture @ points).norm(dim=1)
         assert float(rest.max()) <= bound * (1 + 1e-5) + 1e-6
-        assert bool(rest.max() > 0.5 * bound) or not bound  # the relaxation is used
+        assert bool(rest.max() > 0.99 * bound) or not bound  # the relaxation is used up
         assert one.offset is None
     # k-means centres are means of rows, so that strict modes lie within the box of the rows, and their hull
     assert (strict[0].modes <= x.max(0).values + 1e-5).all()
