@@ -65,10 +65,10 @@ class SpanLoss(Target):
     """Mean negative log-likelihood, in nats, of the tokens `start..stop - 1`, each given all before it.
 
     `tokens`: `[N, L]`, or `[L]` for all; `start` at least 1: the first token is given nothing. None: from 1, to the
-    end.
+    end. A negative number is no token, such as padding: it does not count.
 
     Raises:
-        TargetError: tokens that do not fit the outputs, or an empty span.
+        TargetError: tokens that do not fit the outputs, or a span without tokens.
     """
 
     tokens: Tensor
@@ -84,7 +84,12 @@ class SpanLoss(Target):
         if not 1 <= self.start < stop <= tokens.shape[1]:
             raise TargetError(f"a span {self.start}..{stop} of {tokens.shape[1]} tokens: 1 <= start < stop <= L")
         told = logits[:, self.start - 1 : stop - 1].log_softmax(2)
-        return -told.gather(2, tokens[:, self.start : stop, None])[..., 0].mean(1)
+        wanted = tokens[:, self.start : stop]
+        there = wanted >= 0
+        if not bool(there.any(1).all()):
+            raise TargetError(f"a span {self.start}..{stop} without a token in one of {len(tokens)} sequences")
+        losses = -told.gather(2, wanted.clamp(min=0)[..., None])[..., 0]
+        return losses.masked_fill(~there, 0).sum(1) / there.sum(1)
 
     def check(self, samples: int) -> None:
         if self.tokens.ndim == 2 and len(self.tokens) not in (1, samples):

@@ -89,10 +89,15 @@ class LanguageModel:
             InputError: no text, a text without tokens, or one longer than the model takes.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
+        return self.read_ids([self.ids(text, special_tokens=special_tokens) for text in texts])
+
+    def ids(self, text: str | Sequence[int], *, special_tokens: bool = True) -> list[int]:
+        """The tokens of a text, by number; ids are given back. Raises `InputError` without a tokeniser."""
+        if not isinstance(text, str):
+            return [int(one) for one in text]
         if self.tokenizer is None:
-            raise InputError(f"{self.name} has no tokeniser: give token ids to read_ids()")
-        found = [self.tokenizer(text, add_special_tokens=special_tokens)["input_ids"] for text in texts]
-        return self.read_ids(found)
+            raise InputError(f"{self.name} has no tokeniser: give token ids")
+        return list(self.tokenizer(text, add_special_tokens=special_tokens)["input_ids"])
 
     def read_ids(self, ids: Sequence[Sequence[int]] | Int[Tensor, "N L"]) -> Text:
         """Token ids, one list a text, as ids, mask and embeddings. Raises `InputError`, as `read` does."""
@@ -138,6 +143,11 @@ class LanguageModel:
                 return int(known[written])
         pieces = self.tokenizer.tokenize(text) if self.tokenizer is not None else []
         raise InputError(f"{text!r} is no single token of {self.name}: it is read as {pieces}")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's embeddings are."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[operator]
 
     @property
     def limit(self) -> int | None:
