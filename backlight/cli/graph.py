@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backlight.cli.graph_diagnosis import diagnose
 from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Random, Weights
 
 if TYPE_CHECKING:
@@ -146,6 +147,9 @@ def diff(
     graphs = [ConceptGraph.load(path) for path in (first, second)]
     found = graphs[0].difference(graphs[1], (named[0], named[-1]) if named else None)
     console.print_json(found.as_json()) if json else show_difference(found, count)
+
+
+graph.command()(diagnose)
 
 
 def steps() -> Any:
