@@ -13,6 +13,7 @@ from torch import Tensor
 
 from backlight.contributions.decomposed import ArrayRows
 from backlight.decompositions import Decomposition
+from backlight.decompositions.codes import Amortised
 from backlight.decompositions.folder import make_folder, read_json, write_json, write_tensors
 from backlight.decompositions.scores import Scores
 from backlight.errors import InputError
@@ -60,7 +61,8 @@ def write_codes(
     try:
         if not (place / CODES).exists():
             _encode(dictionary, rows, coder, place, about, progress or (lambda done, total: None))
-        scores = _scored(dictionary, rows, ArrayRows(place / CODES), held_out)
+        tell = dictionary.reconstruct if isinstance(coder, Amortised) else lambda x, z: dictionary.decode(z)
+        scores = _scored(tell, dictionary.modes, rows, ArrayRows(place / CODES), held_out)
     finally:
         dictionary.to("cpu")
     told = scores.get("held_out", scores["fitted"])
@@ -97,15 +99,19 @@ def _encode(
     growing.replace(place / CODES)
 
 
-def _scored(dictionary: Decomposition, rows: Rows, codes: Rows, held_out: np.ndarray | None) -> dict[str, Scores]:
-    """Scores of the rows that were fitted (all, where nobody says) and of those that were held out."""
-    modes = dictionary.modes
+def _scored(
+    tell: Callable[[Tensor, Tensor], Tensor], modes: Tensor, rows: Rows, codes: Rows, held_out: np.ndarray | None
+) -> dict[str, Scores]:
+    """Scores of the rows that were fitted (all, where nobody says) and of those that were held out.
+
+    `tell`: what a row is told as by its codes; the encoder's own may need the row's level too.
+    """
     flags = np.zeros(rows.shape[0], dtype=bool) if held_out is None else held_out
     parts = {"fitted": Scores(), "held_out": Scores()}
     for start in range(0, rows.shape[0], PIECE):
         stop = min(start + PIECE, rows.shape[0])
         x, z = rows.read(start, stop).to(modes), codes.read(start, stop).to(modes)
-        decoded, mask = dictionary.decode(z), torch.from_numpy(flags[start:stop]).to(x.device)
+        decoded, mask = tell(x, z), torch.from_numpy(flags[start:stop]).to(x.device)
         for scores, own in ((parts["fitted"], ~mask), (parts["held_out"], mask)):
             if own.any():
                 scores.add(x[own], decoded[own], z[own], modes)

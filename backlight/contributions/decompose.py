@@ -253,7 +253,7 @@ class _Run:
                 x = piece.to(modes)
                 z = self.one.encode(x)
                 array[start : start + len(x)] = z.cpu().numpy()
-                decoded, mask = self.one.decode(z), torch.from_numpy(flags[start : start + len(x)]).to(x.device)
+                decoded, mask = self.one.reconstruct(x, z), torch.from_numpy(flags[start : start + len(x)]).to(x.device)
                 for scores, own in ((parts["fitted"], ~mask), (parts["held_out"], mask)):
                     if own.any():
                         scores.add(x[own], decoded[own], z[own], modes)
