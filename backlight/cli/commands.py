@@ -21,6 +21,7 @@ from backlight.cli.contribution_statistics import statistics
 from backlight.cli.control import control
 from backlight.cli.decomposition import decompose
 from backlight.cli.evaluation import evaluate
+from backlight.cli.explain_text import explain_text
 from backlight.cli.extraction import extract
 from backlight.cli.graph import graph
 from backlight.cli.modes import modes
@@ -247,6 +248,7 @@ def class_model(
         console.print_json(records)
 
 
+app.command()(explain_text)
 app.command()(evaluate)
 app.add_typer(benchmark)
 app.command()(extract)

@@ -97,7 +97,7 @@ def text_contributions(
     target: Asked = None,
     *,
     against: str | int | None = None,
-    position: int = -1,
+    position: int | None = None,
     kinds: str | Sequence[str] = KINDS,
     algorithm: str | Algorithm | None = None,
     baseline: Baseline = "neutral",

@@ -71,7 +71,7 @@ def explain_text(
     target: str | int | Target | None = None,
     *,
     against: str | int | None = None,
-    position: int = -1,
+    position: int | None = None,
     method: str | Method = "AttnLRP",
     readout: str = "sum",
     special_tokens: bool = True,
@@ -84,7 +84,8 @@ def explain_text(
         target: a token, written (" cat") or by number, whose logit at `position` is explained; None: the likeliest; a
             `Target` of the outputs there (`Entropy()`), or of the whole sequence (`SpanLoss`, `At`).
         against: a second token, whose logit is taken off.
-        position: the token behind which the model is asked; -1 is the last. In an encoder, the masked one.
+        position: the token behind which the model is asked; -1 is the last. None: the mask of a text that has one, as
+            an encoder's has, else the last.
         method: a name of `METHODS`, or a method of `language.network`; `settings` are its own. A `baseline` is as
             `text_baseline` takes it, "neutral" by default.
         readout: a token's relevance is the "sum" over its embedding, or the "norm" (never negative).

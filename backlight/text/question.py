@@ -42,10 +42,12 @@ def ask(
     target: Asked = None,
     *,
     against: str | int | None = None,
-    position: int = -1,
+    position: int | None = None,
     special_tokens: bool = True,
 ) -> Question:
     """A text, read, and a target as `explain_text` is given it. Cost: one forward pass.
+
+    `position` None: the mask of a text that has one (for an encoder), else the last token.
 
     Raises:
         InputError: several texts, a target that is no single token, a position that is not there.
@@ -53,6 +55,7 @@ def ask(
     """
     read = one_text(language, text, special_tokens)
     length = int(read.mask.sum())
+    position = _mask(language, read) if position is None else position
     if not -length <= position < length:
         raise InputError(f"position {position} of a text of {length} tokens")
     place = position % length
@@ -86,6 +89,13 @@ def likeliest(language: LanguageModel, logits: Float[Tensor, "V"], count: int = 
     """The tokens with the largest logits, and their probabilities."""
     top = logits.float().softmax(0).topk(min(count, len(logits)))
     return tuple((language.piece(int(one)), float(share)) for share, one in zip(top.values, top.indices, strict=True))
+
+
+def _mask(language: LanguageModel, text: Text) -> int:
+    """The position of the only mask; -1 where there is none, or several."""
+    mask = getattr(language.tokenizer, "mask_token_id", None)
+    places = [] if mask is None else (text.ids[0] == mask).nonzero().flatten().tolist()
+    return places[0] if len(places) == 1 else -1
 
 
 def _target(
