@@ -13,7 +13,7 @@ from backlight.errors import InputError, NonFiniteError
 from backlight.shapes import Bool, Float, Int
 
 ROWS = 4096  # that are coded together
-FIRST, GROWTH = 32, 16  # atoms that a row begins with, and that it takes in addition, at least, after a round
+FIRST, GROWTH = 16, 8  # atoms that a row begins with, and that it takes in addition, at least, after a round
 STEPS, PATIENCE, MOST = 20, 4, 160  # accelerated steps of a round: as many more after every 4 rounds, up to 160
 
 

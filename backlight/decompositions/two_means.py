@@ -12,6 +12,8 @@ from backlight.shapes import Bool, Float, Int
 
 BLOCK = 512  # rows that are handled at once on a CPU, so that they stay in its cache
 WIDE = 65536  # elsewhere
+MANY = 0.25  # of the rows: where more are in doubt, all are computed anew, without gathering them
+ROUNDING = 1e-4  # of a direction, beyond what the bounds say
 COMPACT = 0.7  # of the rows in hand: where fewer are of clusters that still move, they are gathered anew
 
 
@@ -62,23 +64,24 @@ def two_means(
     """
     sizes = own.bincount()
     seeds, split = _seeds(x, own, draws, distant, len(sizes))
-    near = _sides(x, own, seeds)
+    margin = _margins(x, own, seeds)
+    near = margin > 0
     side = near & split[own]
     sums, counts = torch.zeros(len(sizes), x.shape[1], dtype=torch.float64, device=x.device), torch.zeros_like(sizes)
-    _move(sums, counts, x, own, side, torch.ones_like(own))
+    _move(sums, counts, x, own, side.nonzero().flatten(), None)
     means = _means(sums, counts, sizes)
-    data, numbers, rows, going = x, own, torch.arange(len(x), device=x.device), split.clone()
+    state, going = _Moving.begun(x, own, margin, seeds), split.clone()
     for _ in range(steps - 1):
-        stay = going[numbers]
-        if (left := int(stay.sum())) < COMPACT * len(stay):
-            data, numbers, rows, stay = data[stay], numbers[stay], rows[stay], stay[stay]
-        if not left:
+        state = state.kept(going)
+        if not len(state.rows):
             break
-        new = _sides(data, numbers, means.to(x.dtype))
-        change = (new != side[rows]) & stay
-        _move(sums, counts, data, numbers, change, new.long() * 2 - 1)
+        new, doubted = state.advanced(means.to(x.dtype))
+        rows = state.rows[doubted]
+        change = (new != side[rows]) & going[own[rows]]
+        where = doubted[change]
+        _move(sums, counts, state.x, state.own, where, new[change].long() * 2 - 1)
         side[rows[change]] = new[change]
-        moved = torch.zeros_like(going).index_fill_(0, numbers[change], True)
+        moved = torch.zeros_like(going).index_fill_(0, state.own[where], True)
         later = _means(sums, counts, sizes)
         shift = (later - means).square().sum((1, 2))
         means, going = later, going & moved & (shift > enough)
@@ -86,7 +89,7 @@ def two_means(
     if lost.any():
         side = torch.where(lost[own], near, side)
         sums.zero_(), counts.zero_()
-        _move(sums, counts, x, own, side, torch.ones_like(own))
+        _move(sums, counts, x, own, side.nonzero().flatten(), None)
         means = _means(sums, counts, sizes)
     both = torch.stack((sizes - counts, counts), 1)
     return Halves(side, split, means, both, _inertia(x, own, side, means.to(x.dtype)))
@@ -98,11 +101,67 @@ def _blocks(x: Tensor) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _sides(x: Float[Tensor, "m C"], own: Int[Tensor, "m"], means: Float[Tensor, "S 2 C"]) -> Bool[Tensor, "m"]:
-    """Which rows are nearer to the second mean of their cluster; those that are as near to both are not."""
+@dataclass
+class _Moving:
+    """The rows of clusters that still move, and how far each is from changing sides, at least.
+
+    A row's margin is <x, w> - t, with the direction w between the two means and its threshold t. For new ones, with
+    any number s, margin' = s margin + <x, w' - s w> - (t' - s t): rows whose |margin| outweighs the rest need no
+    product (the bounds of Hamerly 2010, for two means).
+    """
+
+    x: Float[Tensor, "m C"]
+    own: Int[Tensor, "m"]
+    rows: Int[Tensor, "m"]
+    length: Float[Tensor, "m"]
+    margin: Float[Tensor, "m"]
+    direction: Float[Tensor, "S C"]
+    threshold: Float[Tensor, "S"]
+
+    @classmethod
+    def begun(
+        cls, x: Float[Tensor, "m C"], own: Int[Tensor, "m"], margin: Float[Tensor, "m"], means: Float[Tensor, "S 2 C"]
+    ) -> _Moving:
+        length = torch.linalg.vector_norm(x, dim=1)
+        return cls(x, own, torch.arange(len(x), device=x.device), length, margin.abs(), *_plane(means))
+
+    def kept(self, going: Bool[Tensor, "S"]) -> _Moving:
+        """Without the rows of clusters that are done, where they are many."""
+        stay = going[self.own]
+        if int(stay.sum()) >= COMPACT * len(stay):
+            return self
+        x, own, rows = self.x[stay], self.own[stay], self.rows[stay]
+        return _Moving(x, own, rows, self.length[stay], self.margin[stay], self.direction, self.threshold)
+
+    def advanced(self, means: Float[Tensor, "S 2 C"]) -> tuple[Bool[Tensor, "d"], Int[Tensor, "d"]]:
+        """The sides of the rows that may have changed theirs, and which these are."""
+        direction, threshold = _plane(means)
+        tiny = torch.finfo(direction.dtype).tiny
+        scale = (direction * self.direction).sum(1) / self.direction.square().sum(1).clamp(min=tiny)
+        turn = (direction - scale[:, None] * self.direction).norm(dim=1) + ROUNDING * direction.norm(dim=1)
+        lift = (threshold - scale * self.threshold).abs()
+        self.margin = scale[self.own] * self.margin - turn[self.own] * self.length - lift[self.own]
+        self.direction, self.threshold = direction, threshold
+        doubted = (self.margin <= 0).nonzero().flatten()
+        if len(doubted) > MANY * len(self.rows):
+            margin = _margins(self.x, self.own, means)
+            self.margin = margin.abs()
+            return margin > 0, torch.arange(len(margin), device=margin.device)
+        margin = _margins(self.x[doubted], self.own[doubted], means)
+        self.margin[doubted] = margin.abs()
+        return margin > 0, doubted
+
+
+def _plane(means: Float[Tensor, "S 2 C"]) -> tuple[Float[Tensor, "S C"], Float[Tensor, "S"]]:
+    """The direction from the first mean to the second, and where along it both are as near."""
     direction = means[:, 1] - means[:, 0]
-    threshold = (direction * (means[:, 1] + means[:, 0])).sum(1) / 2
-    found = torch.empty(len(x), dtype=torch.bool, device=x.device)
+    return direction, (direction * (means[:, 1] + means[:, 0])).sum(1) / 2
+
+
+def _margins(x: Float[Tensor, "m C"], own: Int[Tensor, "m"], means: Float[Tensor, "S 2 C"]) -> Float[Tensor, "m"]:
+    """How much further along the direction of its cluster a row is than the plane: above 0 on the second side."""
+    direction, threshold = _plane(means)
+    found = torch.empty(len(x), dtype=x.dtype, device=x.device)
     for block in _blocks(x):
         rows, places = x[block], own[block]
         if x.device.type == "cpu":  # neighbours are of few clusters: a product with all of theirs is the quickest
@@ -110,7 +169,7 @@ def _sides(x: Float[Tensor, "m C"], own: Int[Tensor, "m"], means: Float[Tensor, 
             along = (rows @ direction[first:last].T).gather(1, (places - first)[:, None])[:, 0]
         else:
             along = (rows * direction[places]).sum(1)
-        found[block] = along > threshold[places]
+        found[block] = along - threshold[places]
     return found
 
 
@@ -119,15 +178,14 @@ def _move(
     counts: Int[Tensor, "S"],
     x: Float[Tensor, "m C"],
     own: Int[Tensor, "m"],
-    change: Bool[Tensor, "m"],
-    sign: Int[Tensor, "m"],
+    rows: Int[Tensor, "d"],
+    sign: Int[Tensor, "d"] | None,
 ) -> None:
-    """Add the rows that change sides to the sums of the second halves, or take them away."""
-    at = change.nonzero().flatten()
-    for block in _blocks(at):
-        rows = at[block]
-        sums.index_add_(0, own[rows], x[rows].double() * sign[rows, None])
-    counts.index_add_(0, own[at], sign[at])
+    """Add rows to the sums of the second halves, or take them away, by their sign; None is all are added."""
+    for block in _blocks(rows):
+        moved = x[rows[block]].double()
+        sums.index_add_(0, own[rows[block]], moved if sign is None else moved * sign[block, None])
+    counts.index_add_(0, own[rows], torch.ones_like(rows) if sign is None else sign)
 
 
 def _means(sums: Float[Tensor, "S C"], counts: Int[Tensor, "S"], sizes: Int[Tensor, "S"]) -> Float[Tensor, "S 2 C"]:
