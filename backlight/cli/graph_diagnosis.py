@@ -32,7 +32,7 @@ def diagnose(
         str | None, typer.Option(help="Lasso, OMP, ...: how the picture is coded [default: as the dictionary does].")
     ] = None,
     set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the coder.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Concepts a class and layer.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Concepts a layer that speak for a class against the other.")] = 5,
     shared: Annotated[int, typer.Option(min=0, help="Concepts a layer that matter for both classes.")] = 3,
     attribution: Annotated[str, typer.Option(help="What makes an edge.")] = "IntegratedGradients",
     count: Annotated[int, typer.Option(min=1, help="Routes of each kind.")] = 5,

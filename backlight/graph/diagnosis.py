@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from backlight.engine.targets import output_tensor
 from backlight.errors import InputError
-from backlight.graph.build import build_graph
 from backlight.graph.concept_graph import ConceptGraph
+from backlight.graph.diagnosis_choice import graphs_apart
 from backlight.graph.diagnosis_contrast import (
     Balance,
     Contrast,
@@ -124,24 +124,26 @@ def diagnose(
     true: int,
     predicted: int | None = None,
     count: int = 5,
+    name: str = "",
     **building: Any,
 ) -> Diagnosis:
     """Why an image is taken for class `predicted` and not for class `true`, or the other way round.
 
     Args:
-        image, layers: as `build_graph` takes them; `building`: its other settings.
+        image, layers: as `build_graph` takes them.
         true: class A. predicted: class B; None: the likeliest class other than A, which is the predicted one where the
             network is wrong, and its closest rival where it is right.
-        count: routes.
+        count: routes. name: of the image. building: other settings of `build_graphs`; `top` and `shared` are those of
+            `choose_apart`, which chooses the concepts unless `nodes` does.
 
-    Cost: that of the graph, and a forward pass.
+    Cost: that of the graph, and of `choose_apart`.
 
     Raises:
-        InputError: the same class twice, outputs that there are not; and as `build_graph`.
+        InputError: the same class twice, outputs that there are not; and as `build_graphs`.
     """
     b = rival(model, image, true) if predicted is None else predicted
     two_classes(true, b)
-    graph = build_graph(model, image, layers, classes=[true, b], **building)
+    graph = graphs_apart(model, image, layers, (true, b), building, [name])[0]
     return Diagnosis.of(graph, true, b, count)
 
 

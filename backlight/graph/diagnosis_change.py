@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from backlight.errors import InputError
-from backlight.graph.build import build_graphs
 from backlight.graph.concept_graph import CONCEPT, RESIDUAL, ConceptGraph
 from backlight.graph.diagnosis import outputs_of
 from backlight.graph.diagnosis_change_text import change_markdown, change_text
+from backlight.graph.diagnosis_choice import graphs_apart
 from backlight.graph.diagnosis_contrast import (
     Balance,
     Region,
@@ -167,14 +167,14 @@ def diagnose_change(
 ) -> ChangeDiagnosis:
     """What makes the difference between an image and another version of it, such as an attacked one.
 
-    Both graphs have the same nodes, chosen by their mean importance over the two.
+    Both graphs have the same nodes, those whose part of the lead changed the most (`choose_apart`).
 
     Args:
         image, other: before and after, as `build_graph` takes them.
         true, predicted: the classes; None: the predicted one before, and after.
         count: routes of each graph. `building`: other settings of `build_graphs`.
 
-    Cost: that of two graphs, and two forward passes.
+    Cost: that of two graphs, and of `choose_apart`.
 
     Raises:
         InputError: both are taken for the same class, and none is given; images of two sizes.
@@ -186,7 +186,7 @@ def diagnose_change(
     a, b = (given if given is not None else int(row.argmax())
             for given, row in zip((true, predicted), outputs, strict=True))  # fmt: skip
     two_classes(a, b)
-    graphs = build_graphs(model, both, layers, classes=[a, b], image_names=image_names, **building)
+    graphs = graphs_apart(model, both, layers, (a, b), building, image_names)
     return ChangeDiagnosis.of(graphs[0], graphs[1], a, b, count)
 
 

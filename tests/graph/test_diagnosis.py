@@ -46,10 +46,8 @@ def test_the_summary_names_the_concept_and_the_place_that_fooled_the_network() -
     assert {way.nodes for way in found.routes_for_true} == {("body.low/0", FUR), ("body.low/1", FUR)}
     told = found.text()
     assert "takes cat.png for class 1 (" in told
-    assert (
-        f"What speaks most for class 1 against class 0, from the last layer to the first, is {BLUE}, in the lower"
-        in told
-    )
+    assert "What speaks most for class 1 against class 0, from the last layer to the first" in told
+    assert f" is {BLUE}, in the lower right (" in told
     assert "; body.low/3, in the lower right (" in told
     assert f"{FUR}, in the upper left (" in told
     assert f"The strongest route for class 1 against class 0 is body.low/3 -> {BLUE} -> class 1: " in told
@@ -65,7 +63,7 @@ def test_numbers_are_those_of_the_network() -> None:
     model, x, found = pets(), cat_under_the_sky(), diagnosed()
     logits = model(x)[0].detach()
     assert found.lead == pytest.approx(float(logits[BIRD] - logits[CAT]))
-    codes = model.concepts()["body.mid"].encode(model.body[:4](x)[0].flatten(1).T).mean(0)
+    codes = model.concepts()["body.mid"].encode(model.body[:4](x)[0].flatten(1).T).mean(0).detach()
     by = {one.node: one for one in found.concepts}
     assert by[BLUE].for_predicted == pytest.approx(float(codes[2]))  # the head is linear, with weights of 1
     assert by[BLUE].for_true == pytest.approx(0, abs=1e-12)
@@ -252,3 +250,20 @@ def test_wrong_calls() -> None:
     other = build_graph(model, cat(), model.concepts(), classes=[0, 1], nodes={"body.low": [4], "body.mid": [3]})
     with pytest.raises(InputError, match="nodes"):
         ChangeDiagnosis.of(graphs[0], other, 0, 1)
+
+
+def test_concepts_are_chosen_for_what_tells_the_classes_apart() -> None:
+    """The ear is the most important concept of both classes here, and tells nothing: it is only chosen as shared."""
+    model, x = pets(), cat_under_the_sky()
+    x[0, 2] = 0.0
+    x[0, 2, 4:12, 0:5] = 1.0
+    few = diagnose(model, x, model.concepts(), true=CAT, predicted=BIRD, top=1, shared=0)
+    assert set(few.graph.concepts()["body.mid"]) == {0, 2}
+    by_importance = build_graph(model, x, model.concepts(), classes=[CAT, BIRD], top=1, shared=0)
+    assert by_importance.concepts()["body.mid"] == [1]
+    more = diagnose(model, x, model.concepts(), true=CAT, predicted=BIRD, top=1, shared=1)
+    assert set(more.graph.concepts()["body.mid"]) == {0, 1, 2}
+    assert {one.node for one in more.concepts if one.shared} == {"body.low/2", EAR}
+    assert more.graph.graph.nodes[BLUE]["chosen_for"] == [BIRD]
+    given = diagnose(model, x, model.concepts(), true=CAT, predicted=BIRD, nodes={"body.low": [4], "body.mid": [3]})
+    assert given.graph.concepts() == {"body.low": [4], "body.mid": [3]}
