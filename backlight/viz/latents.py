@@ -166,7 +166,7 @@ def localisation_figure(found: Localisation, marked: int = 5, title: str = "") -
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    sheet = Sheet(8.4, 4.05)
+    sheet = Sheet(8.4, 4.15)
     sheet.title(title or f"{found.site}: {len(found.latents)} latents, {found.attributor}")
     axes = sheet.axes(0.75, 0.55, 4.0, 2.85)
     placed = [one for one in found.latents if one.outside is not None and one.activation_patches is not None]
@@ -190,7 +190,7 @@ def localisation_figure(found: Localisation, marked: int = 5, title: str = "") -
     axes.legend(fontsize=7.5, frameon=False, loc="best")
     _plain(axes)
     nowhere = len(found.latents) - len(placed)
-    sheet.text(0.75, 3.85, f"{nowhere} more fire at the class token, or another that is no patch, alone", fontsize=8)
+    sheet.text(0.75, 4.0, f"not drawn: {nowhere} that are never largest at a patch", fontsize=8)
     _draw_frequency(sheet, found)
     return sheet.figure
 
