@@ -3,6 +3,8 @@
 from backlight.graph.build import build_graph, build_graphs
 from backlight.graph.coded import Coded, code_sites
 from backlight.graph.concept_graph import ConceptGraph
+from backlight.graph.diagnosis import Diagnosis, diagnose
+from backlight.graph.diagnosis_change import ChangeDiagnosis, diagnose_change
 from backlight.graph.difference import GraphDifference, difference
 from backlight.graph.icat import Edges, edges
 from backlight.graph.layers import LayerConcepts
@@ -13,8 +15,10 @@ from backlight.graph.routes import Route, routes
 
 __all__ = [
     "OPERATORS",
+    "ChangeDiagnosis",
     "Coded",
     "ConceptGraph",
+    "Diagnosis",
     "Edges",
     "GraphDifference",
     "LayerConcepts",
@@ -22,6 +26,8 @@ __all__ = [
     "build_graph",
     "build_graphs",
     "code_sites",
+    "diagnose",
+    "diagnose_change",
     "difference",
     "edges",
     "layer_of",

@@ -109,7 +109,9 @@ def untold(graph: ConceptGraph, balances: Sequence[Balance]) -> str:
     told = f"Untold by any concept is, of the evidence between the two classes, {shares}; of the edges, "
     told += f"{', '.join(edges) if edges else 'none'}. "
     told += f"Concepts that are not in the graph make {balances[-1].elsewhere:.0%} of it at {balances[-1].layer}, net."
-    worst = max(balances, key=lambda one: one.untold)
+    last, worst = balances[-1], max(balances, key=lambda one: one.untold)
+    if last.untold + last.elsewhere > HALF:
+        told += " So less than half of it is told by the concepts that are shown: ask for more of them (top)."
     if worst.untold > HALF:
         told += f" At {worst.layer} more than half is untold: what is said of that layer is the smaller part of it."
     return told

@@ -93,6 +93,10 @@ def test_what_no_concept_tells_is_said() -> None:
     assert low.untold == pytest.approx(abs(low.residual) / (abs(low.residual) - low.concepts_against), rel=1e-6)
     assert low.untold > 0.5
     assert "At body.low more than half is untold" in found.text()
+    assert "less than half of it" not in found.text()  # the last layer is told
+    nodes = {"body.low": [0], "body.mid": [1]}
+    few = diagnose(pets(), cat_under_the_sky(), pets().concepts(), true=CAT, predicted=BIRD, nodes=nodes)
+    assert "So less than half of it is told by the concepts that are shown" in few.text()
     assert not found.routes_for_predicted
     assert "No route through concepts carries anything to class 1 against class 0." in found.text()
 
