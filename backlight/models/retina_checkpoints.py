@@ -117,8 +117,8 @@ def _published(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     state = loaded.get("model_state_dict", loaded.get("state_dict", loaded))
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{str(path)!r} has no model_state_dict of tensors")
-    told = next((loaded[key] for key in ("hyps", "model_hyps") if isinstance(loaded.get(key), Mapping)), {})
-    return dict(state), told
+    told = next((loaded[key] for key in ("hyps", "model_hyps") if isinstance(loaded.get(key), Mapping)), None)
+    return dict(state), told or {}
 
 
 def _plain_arrays() -> list[Any]:
@@ -126,12 +126,9 @@ def _plain_arrays() -> list[Any]:
     from numpy._core import multiarray
 
     kinds = [type(np.dtype(one)) for one in ("f4", "f8", "i4", "i8", "b1")]
-    old = [
-        (one, f"numpy.core.multiarray.{name}")
-        for name in ("_reconstruct", "scalar")
-        if (one := getattr(multiarray, name))
-    ]
-    return [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *old, *kinds]  # type: ignore[attr-defined]
+    functions = {name: getattr(multiarray, name) for name in ("_reconstruct", "scalar")}
+    before = [(one, f"numpy.core.multiarray.{name}") for name, one in functions.items()]  # as NumPy 1 names them
+    return [np.ndarray, np.dtype, *functions.values(), *before, *kinds]
 
 
 class _Layout:
