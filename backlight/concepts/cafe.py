@@ -21,7 +21,6 @@ from backlight.concepts.attributors import LatentAttributor, LatentScores, attri
 from backlight.concepts.latent_units import BATCH, LatentTask, choose_tokens, layout_at, placed, stream
 from backlight.decompositions import Decomposition
 from backlight.engine.evaluation import Cost
-from backlight.errors import InputError
 from backlight.methods.token_fields import TokenScores
 from backlight.methods.token_layout import TokenLayout
 from backlight.shapes import Float, Int
@@ -180,10 +179,3 @@ class Cafe:
             residual=found.residual,
             cost=found.cost,
         )
-
-
-def check_on(fields: LatentFields) -> None:
-    """Raise `InputError` where a latent is off at the token that is explained: its field would be empty."""
-    off = fields.latents[fields.z == 0].tolist()
-    if off:
-        raise InputError(f"latent {', '.join(map(str, off))} is off here: nothing of the picture explains it")
