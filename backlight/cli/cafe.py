@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 Site = Annotated[str, typer.Option(metavar="SITE", help="The dictionary's layer, of `backlight layers MODEL`.")]
 Dictionary = Annotated[
-    Path, typer.Option(metavar="DIR", help="A dictionary with an encoder, such as an SAE, or a folder of concepts.")
+    Path,
+    typer.Option(metavar="DIR", help="A dictionary with an encoder, a folder of concepts, or a foreign SAE."),
 ]
 Attributor = Annotated[str, typer.Option(help="AttnLRP, CPLRP, SRD (CNNs), IntegratedGradients, Gradient, ...")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the attributor.")]
@@ -67,12 +68,20 @@ def cafe(
 
 
 def open_dictionary(folder: Path) -> Decomposition:
-    """A dictionary's folder, or the dictionary of a folder of concepts. Raises `InputError` where there is none."""
+    """A dictionary's folder, that of a folder of concepts, or a checkpoint of another library.
+
+    Raises:
+        InputError: there is none.
+    """
     from backlight.contributions.decomposed import FITTED
     from backlight.decompositions import Decomposition
+    from backlight.decompositions.decomposition import CONFIG
+    from backlight.decompositions.foreign import load_foreign
 
     inner = folder / FITTED
-    return Decomposition.load(inner if inner.is_dir() else folder)
+    ours = inner if inner.is_dir() else folder
+    theirs = folder.is_file() or (folder.is_dir() and not (ours / CONFIG).is_file()) or (folder / "ae.pt").is_file()
+    return load_foreign(folder) if theirs else Decomposition.load(ours)
 
 
 def attributor_with_settings(name: str, given: list[str]) -> LatentAttributor:

@@ -146,3 +146,21 @@ def test_localise_writes_a_table_and_a_figure(place: Path) -> None:
     assert (place / "local" / "localisation.png").stat().st_size > 1000
     again = run("concepts", "localise", place / "pictures", *arguments, "--radius", 1, "--top", 3, "--json")
     assert json.loads(again.stdout)["latents"] == record["latents"]
+
+
+def test_a_checkpoint_of_another_library_is_a_dictionary_too(tmp_path: Path) -> None:
+    import json as plain_json
+
+    from safetensors.torch import save_file
+
+    from backlight.cli.cafe import open_dictionary
+
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (4, 6), "b_enc": (6,), "W_dec": (6, 4), "b_dec": (4,)}
+    tensors = {name: torch.randn(*shape, generator=draw) for name, shape in shapes.items()}
+    (tmp_path / "cfg.json").write_text(plain_json.dumps({"architecture": "standard", "d_in": 4, "d_sae": 6}))
+    save_file(tensors, tmp_path / "sae_weights.safetensors")
+    x = torch.randn(5, 4, generator=draw)
+    found = open_dictionary(tmp_path).encode(x)
+    before = (x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
+    torch.testing.assert_close(found, before.relu())
