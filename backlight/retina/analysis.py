@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from backlight.contributions.algorithms import HiddenIntegratedGradients
 from backlight.contributions.collector import ContributionCollector
-from backlight.contributions.decompose import chosen, decompose_rows
+from backlight.contributions.decompose import chosen, decompose
 from backlight.contributions.decomposed import Decomposed
 from backlight.decompositions.decomposition import Decomposition
 from backlight.decompositions.folder import make_folder
@@ -33,7 +32,7 @@ from backlight.retina.recording import Recording
 from backlight.shapes import Float, Int
 from backlight.store.arrays import part
 from backlight.store.extraction import Progress, extract
-from backlight.store.rows import Rows, TensorRows, pieces
+from backlight.store.rows import Rows, pieces
 from backlight.store.store import Store
 
 SITES = ("first.convolution", "second.convolution")  # before the nonlinearity, as in the reference
@@ -122,15 +121,15 @@ def extract_retina(
     collector = ContributionCollector(
         network, tuple(sites), HiddenIntegratedGradients(n_steps=n_steps), target=target, quantities=QUANTITIES
     )
-    told = {} if progress is None else {"progress": progress}
     samples = TensorSamples(recording.windows)
-    return extract(collector, samples, folder, batch_size=batch_size, block=8 * batch_size, **told)
+    tell = (lambda _: None) if progress is None else progress
+    return extract(collector, samples, folder, batch_size=batch_size, block=8 * batch_size, progress=tell)
 
 
 def retina_rows(store: Store, site: str, quantity: str, one: Decomposition) -> Rows:
     """[P, N] `[n, 2 C]` of a site; [P, |N|] for decompositions of what is not negative."""
     rows = store.rows(site, quantity, "concat")
-    return _Magnitudes(rows) if "nonnegative" in one.needs else rows
+    return _Magnitudes(rows) if _unsigned(one) else rows
 
 
 def analyse_retina(
@@ -183,12 +182,13 @@ def analyse_retina(
     for site in sites:
         one = chosen(method, modes, seed, settings)
         tell = None if progress is None else (lambda news, site=site: progress(site, news))
-        decomposed = decompose_rows(
+        decomposed = decompose(
+            _Magnitudes(stores["fitted"].rows(site, quantity, "concat")) if _unsigned(one) else stores["fitted"],
+            site,
             one,
-            retina_rows(stores["fitted"], site, quantity, one),
             place / f"{part(site)}-{quantity}-{type(one).__name__}-{_settings_key(one)}",
-            {"site": site, "quantity": quantity, "sign": "concat", "data": stores["fitted"].contents},
-            source=stores["fitted"].folder,
+            quantity=quantity,
+            sign="concat",
             held_out=0.1,
             seed=seed,
             labels=loudest(rates["fitted"]).numpy(),
@@ -214,6 +214,10 @@ def loudest(rates: Float[Tensor, "n cells"]) -> Int[Tensor, "n"]:
     return standardised(rates).argmax(1)
 
 
+def _unsigned(one: Decomposition) -> bool:
+    return "nonnegative" in one.needs
+
+
 @dataclass(frozen=True)
 class _Magnitudes:
     """Rows of others without their signs."""
@@ -226,11 +230,6 @@ class _Magnitudes:
 
     def read(self, start: int, stop: int) -> Float[Tensor, "n C"]:
         return self.rows.read(start, stop).abs()
-
-
-def as_rows(x: Float[Tensor, "n C"]) -> Rows:
-    """A matrix in memory as rows."""
-    return TensorRows(np.asarray(x))
 
 
 def _key(target: Surprisal, sites: Sequence[str], n_steps: int) -> str:

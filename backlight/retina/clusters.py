@@ -102,7 +102,7 @@ def standardised(x: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
 
 
 def agreement(
-    found: Int[Tensor, "n"], truth: Int[Tensor, "n"], *, in_time: bool = False, draws: int = 200, seed: int = 0
+    found: Int[Tensor, "n"], truth: Int[Tensor, "m"], *, in_time: bool = False, draws: int = 200, seed: int = 0
 ) -> Agreement:
     """How well a grouping is the true one, beside chance.
 

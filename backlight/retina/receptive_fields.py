@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from backlight.engine.evaluation import check_evaluation_mode
-from backlight.errors import InputError
+from backlight.errors import InputError, ModelError
 from backlight.shapes import Float
 
 
@@ -39,7 +38,9 @@ def receptive_fields(
     Raises:
         ModelError: a network in training mode. InputError: cells that there are not.
     """
-    check_evaluation_mode(network)
+    training = [name or "the network itself" for name, part in network.named_modules() if part.training]
+    if training:
+        raise ModelError(f"the network is in training mode ({training[0]}): call network.eval() first")
     place = next((one for one in (*network.parameters(), *network.buffers()) if one.is_floating_point()), windows)
     parts = []
     for start in range(0, len(windows), batch_size):
