@@ -19,6 +19,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "attn-lrp.md",
         "cafe-insertion.md",
         "engine.md",
+        "language-models.md",
         "rules.md",
         "cafe.md",
         "class-activation.md",

@@ -182,3 +182,10 @@ def test_errors() -> None:
         text_contributions(language, IDS, 31)
     with pytest.raises(InputError, match="no kind"):
         text_contributions(language, IDS, kinds=())
+
+
+def test_checkpointing_of_training_changes_nothing() -> None:
+    language = small("llama")
+    before = explain_text(language, IDS, 4).relevance
+    language.model.gradient_checkpointing_enable()  # type: ignore[operator]
+    assert torch.equal(explain_text(language, IDS, 4).relevance, before)
