@@ -41,7 +41,8 @@ def test_rows_are_those_of_every_text_alone_split_by_sign_and_summed(kind: str, 
             baseline=text_baseline(language, text),
         )  # fmt: skip
         for site in sites:
-            for quantity, values in (("contributions", found.values), ("gradients", found.gradients)):
+            for quantity in ("contributions", "activations", "gradients"):  # those of padding are in none
+                values = found.values if quantity == "contributions" else getattr(found, quantity)
                 for sign, expected in (
                     ("positive", values[site][0].clamp(min=0).sum(0)),
                     ("negative", values[site][0].clamp(max=0).sum(0)),
