@@ -19,10 +19,11 @@ from backlight.concepts.concepts_codes import CODES, REPORT, STATISTICS, Coder, 
 from backlight.contributions.decompose import chosen, decompose_rows
 from backlight.contributions.decomposed import ArrayRows, Decomposed, open_decomposed
 from backlight.decompositions import Decomposition
+from backlight.decompositions.checkpoints import content
 from backlight.decompositions.decomposition import Progress
 from backlight.decompositions.folder import read_json, read_tensors
 from backlight.errors import InputError, UnknownNameError
-from backlight.evaluation.identity import names_hash, plain
+from backlight.evaluation.identity import combined_hash, names_hash, plain, tensor_hash
 from backlight.shapes import Float
 from backlight.store.rows import Rows, TensorRows
 
@@ -221,8 +222,8 @@ def encode_concepts(
         raise InputError("give out= for other rows than the concepts' own, whose codes are kept in their folder")
     name = f"{type(one).__name__}-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]}"
     place = concepts.folder / "codes" / name if out is None else Path(out)
-    data = plain(rows.identity) if isinstance(rows, Bank) else list(found.shape)
-    identity = {**about, "site": concepts.site, "rows": "own" if own else data}
+    dictionary = combined_hash(*(tensor_hash(one) for _, one in sorted(concepts.dictionary.state.items())))
+    identity = {**about, "site": concepts.site, "rows": content(found), "dictionary": dictionary}
     held_out = concepts.held_out if own else None
     write_codes(concepts.dictionary, found, one, place, identity, held_out, torch.device(device), progress)
     return Concepts(concepts.decomposed, name, concepts.bank) if own else ArrayRows(place / CODES)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backlight.decompositions import Decomposition
+from backlight.engine.evaluation import check_evaluation_mode
 from backlight.engine.sites import captured, edited
 from backlight.engine.targets import Target, pick
 from backlight.errors import InputError, SiteError, TargetError, UnknownNameError
@@ -138,7 +139,9 @@ def layout_at(model: nn.Module, site: str, dictionary: Decomposition, images: Fl
 
     Raises:
         SiteError: tokens that are no patches with some tokens before them, or a model whose patches are not known.
+        ModelError: a model in training mode.
     """
+    check_evaluation_mode(model)
     with torch.no_grad(), captured(model, [site]) as store:  # which sees to it that the site is reached once
         model(images[:1])
     rows, grid = as_rows(store[site], dictionary.modes.shape[1], site)

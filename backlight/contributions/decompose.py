@@ -192,7 +192,10 @@ def split_rows(n: int, share: float, seed: int, groups: np.ndarray | None = None
         raise InputError(f"the share of rows that are held out lies in [0, 1), got {share}")
     count = round(share * n)
     if share and not 0 < count < n:
-        raise InputError(f"{share} of {n} rows is {count}: there is nothing to hold out, or nothing to fit")
+        raise InputError(
+            f"{share} of {n} rows is {count}: there is nothing to hold out, or nothing to fit; "
+            "a share of 0 holds none out"
+        )
     flags = np.zeros(n, dtype=bool)
     flags[np.random.default_rng((seed, 7)).permutation(n)[:count]] = True
     return flags

@@ -23,9 +23,10 @@ class BatchTopKSAE(TopKSAE):
     """z = the `k` n largest of all relu(W (x - b) + c) of a batch of n rows, x_hat = z D + b (Bussmann et al. 2024).
 
     That is training. A code that is asked for depends on no other row: there a latent is on above one threshold, the
-    running mean of the smallest value that batches kept. It begins at the first one after `threshold_start` updates,
-    and moves by `threshold_rate` of the difference; by 20 / steps in trainings so short that this is more. `anneal`:
-    updates over which k comes down to its value, in a straight line from half of all latents.
+    running mean of the smallest value that batches kept. It begins at the first one after `threshold_start` updates, or
+    after half of a training that is too short for them, and moves by `threshold_rate` of the difference; by 20 / steps
+    in trainings so short that this is more. `anneal`: updates over which k comes down to its value, in a straight line
+    from half of all latents.
     """
 
     source: ClassVar[str] = "Bussmann et al. 2024, BatchTopK Sparse Autoencoders, arXiv 2412.06410"
@@ -81,7 +82,8 @@ class BatchTopKSAE(TopKSAE):
             k += (max(width / 2, k) - k) * (1 - self.done / self.anneal)
         threshold = self.state["_threshold"]
         found = largest_of_all(before, round(k * n), max(float(threshold), 0.0))
-        if self.done >= self.threshold_start and len(found.rows):
+        start = min(self.threshold_start, self.length // 2) if self.length else self.threshold_start
+        if self.done >= start and len(found.rows):
             least = before[found.rows, found.columns].min().to(threshold)
             rate = max(self.threshold_rate, min(SHORT / self.length, 1.0)) if self.length else self.threshold_rate
             threshold.copy_(torch.where(threshold < 0, least, threshold + rate * (least - threshold)))

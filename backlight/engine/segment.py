@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from backlight.engine.evaluation import check_evaluation_mode
 from backlight.engine.paths import Inputs
 from backlight.engine.rules import GRADIENT, RuleSet
 from backlight.engine.run import running
@@ -54,6 +55,7 @@ class Segment:
     Raises:
         UnknownNameError, SiteError: a site that is not there, has no tensor, is called several times and not said
             which, or a `stop` that comes before `start`.
+        ModelError: a model in training mode.
     """
 
     model: nn.Module
@@ -66,7 +68,7 @@ class Segment:
     start_value: Tensor = field(init=False, repr=False)
     stop_value: Tensor = field(init=False, repr=False)
     _given: Inputs = field(init=False, repr=False)
-    _recordings: dict[tuple[int, ...], _Recording] = field(default_factory=dict, init=False, repr=False)
+    _recordings: dict[int | tuple[int, ...], _Recording] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._given = (self.inputs,) if isinstance(self.inputs, Tensor) else tuple(self.inputs)
@@ -80,6 +82,7 @@ class Segment:
 
             return edit
 
+        check_evaluation_mode(self.model)
         if self.start == self.stop:
             raise SiteError(f"a segment lies between two sites, got {self.start!r} twice")
         sites = [site for site in (self.start, self.stop) if site not in (INPUT, OUTPUT)]
@@ -164,7 +167,7 @@ class Segment:
 
     def _recorded(self, rows: Tensor) -> _Recording | None:
         """What the model computes before `start` for these rows; None where it cannot be skipped."""
-        for key in ((len(rows),), tuple(rows.tolist())):
+        for key in (len(rows), tuple(rows.tolist())):  # a number where no value leaps over the site, else which rows
             if key in self._recordings:
                 return self._recordings[key]
         if len(rows) > FEW:
@@ -175,7 +178,7 @@ class Segment:
 
     def _told_by_few(self, rows: Tensor) -> _Recording | None:
         """What passes of one, two and three entries tell of a pass of more; None where values are asked for."""
-        one, two, three = (self._recordings.get((n,)) or self._record(rows[:1].repeat(n)) for n in range(1, FEW + 1))
+        one, two, three = (self._recordings.get(n) or self._record(rows[:1].repeat(n)) for n in range(1, FEW + 1))
         if one is None or two is None or three is None or one.needed or two.needed or three.needed:
             return None
         try:
@@ -184,7 +187,7 @@ class Segment:
             found = _Recording(_continued(one.results, two.results, len(rows)), {})
         except _Unseen:
             return None
-        self._recordings[(len(rows),)] = found
+        self._recordings[len(rows)] = found
         return found
 
     def _record(self, rows: Tensor) -> _Recording | None:
@@ -207,7 +210,7 @@ class Segment:
         with torch.no_grad(), edited(self.model, sites), recorder, suppress(_Reached):
             checks.append(output_tensor(self.model(*arguments)))
         found = recorder.recording()
-        self._recordings[(len(rows),) if not found.needed else tuple(rows.tolist())] = found
+        self._recordings[tuple(rows.tolist()) if found.needed else len(rows)] = found
         if not self._answers(found, arguments, *checks):
             self.skip = False
             self._recordings.clear()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backlight.contributions.reduction import Layout, layout_of
+from backlight.engine.evaluation import check_evaluation_mode
 from backlight.engine.sites import captured
 from backlight.errors import InputError
 from backlight.shapes import Float
@@ -100,7 +101,9 @@ def code_sites(
 
     Raises:
         SiteError, UnknownNameError: a site that is not there, or whose layout cannot be told.
+        ModelError: a model in training mode.
     """
+    check_evaluation_mode(model)
     with torch.no_grad(), captured(model, sites) as found:
         model(inputs)
     coded = {}

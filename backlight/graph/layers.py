@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from backlight.contributions.reduction import Layout
 from backlight.decompositions import Decomposition
+from backlight.engine.evaluation import check_evaluation_mode
 from backlight.engine.sites import captured
 from backlight.engine.targets import output_tensor
 from backlight.errors import InputError, TargetError
@@ -105,7 +106,9 @@ def in_order(model: nn.Module, image: Float[Tensor, "N ..."], sites: Iterable[st
     Raises:
         UnknownNameError, SiteError: a site that is not there, or that is reached several times.
         TargetError: outputs that are not one row an image.
+        ModelError: a model in training mode.
     """
+    check_evaluation_mode(model)
     with torch.no_grad(), captured(model, sites) as found:
         outputs = output_tensor(model(image))
     if outputs.ndim != 2:

@@ -101,6 +101,11 @@ def test_other_rows_are_coded_elsewhere(bank: Bank, tmp_path: Path) -> None:
     assert own.shape == (bank.rows("act2").shape[0], 3)
     with pytest.raises(InputError, match="other rows, or by another coder"):
         encode_concepts(concepts, rows, Positive(3.0), tmp_path / "codes")
+    with pytest.raises(InputError, match="other rows, or by another coder"):
+        encode_concepts(concepts, rows + 1, Positive(2.0), tmp_path / "codes")
+    fit_concepts(bank, "act2", "KMeans", tmp_path / "other", modes=3, epochs=5, seed=5)
+    with pytest.raises(InputError, match="other rows, or by another"):
+        encode_concepts(Concepts.open(tmp_path / "other", bank=bank), rows, Positive(2.0), tmp_path / "codes")
     with pytest.raises(InputError, match="give out= for other rows"):
         encode_concepts(concepts, rows, Positive())
     with pytest.raises(InputError, match="5 channels, the rows have 4"):

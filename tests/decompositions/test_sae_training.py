@@ -253,3 +253,14 @@ def test_presets_are_settings_of_their_class(tmp_path: Path) -> None:
     assert {key: bussmann.settings()[key] for key in expected} == expected
     assert bussmann.count(1024) == 16384
     assert bussmann.prefixes(16384) == [1024, 2048, 4096, 8192, 16384]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("preset", ["dictionary_learning", "pach"])
+def test_a_short_training_learns_its_threshold_too(preset: str) -> None:
+    rows = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))
+    one = decomposition("MatryoshkaSAE").preset(preset, n_modes=64, k=4, batch_size=100, epochs=3, spare=8).fit(rows)
+    assert 2 < float((one.encode(rows) > 0).float().sum(1).mean()) < 8
+
+
+def test_a_warm_up_ends_within_the_training() -> None:
+    assert [share("constant", step, 8, 1000, 0.2, 0.0) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backlight.engine.segment import OUTPUT, Segment
-from backlight.errors import InputError, SiteError, UnknownNameError
+from backlight.errors import InputError, ModelError, SiteError, UnknownNameError
 from backlight.rules import rule_set
 
 torch.manual_seed(0)
@@ -73,6 +73,22 @@ def test_rows_say_of_which_input_an_entry_is_a_version(model: Leaping, x: Tensor
     segment = Segment(model, x, start, stop)
     for rows in (torch.tensor([2, 0, 0, 1, 2]), torch.tensor([1, 1, 1, 1, 0]), torch.tensor([1])):
         torch.testing.assert_close(segment(segment.start_value[rows], rows), segment.stop_value[rows])
+
+
+@pytest.mark.parametrize("start", ["act", "second"])
+def test_what_leaps_over_the_site_is_that_of_the_row(model: Leaping, x: Tensor, start: str) -> None:
+    segment = Segment(model, x, start, "third")
+    for rows in ([1], [2], [0, 1], [2], [1, 0], [0], [2, 2, 1], [0, 1, 2]):
+        chosen = torch.tensor(rows)
+        torch.testing.assert_close(segment(segment.start_value[chosen], chosen), segment.stop_value[chosen])
+
+
+def test_a_model_in_training_mode_is_refused_and_left_alone(x: Tensor) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).double()
+    before = model[1].running_mean.clone()
+    with pytest.raises(ModelError, match="training mode"):
+        Segment(model, x, "0", "2")
+    assert torch.equal(model[1].running_mean, before)
 
 
 def test_what_lies_around_is_not_computed(model: Leaping, x: Tensor) -> None:
