@@ -85,11 +85,16 @@ class Standing:
 def standings(
     layers: Sequence[Layer], orders: Sequence[str], column: str, reference: str, seed: int = 0
 ) -> dict[str, Standing]:
-    """Of all orders, over the layers together."""
+    """Of all orders, over the layers together; differences are taken pair by pair, then over latents."""
     pairs = np.concatenate([layer.areas(orders, column) for layer in layers])
     means = np.concatenate([by_latent(layer.areas(orders, column), layer.latents) for layer in layers])
     place = list(orders).index(reference)
-    areas, against = summaries(means, seed=seed), paired(means, means[:, place], True, seed=seed)
+    areas = summaries(means, seed=seed)
+    shared = [layer.areas(orders, column) for layer in layers]  # pair by pair: an order may lack some of them
+    differences = np.concatenate(
+        [by_latent(one - one[:, [place]], layer.latents) for one, layer in zip(shared, layers, strict=True)]
+    )
+    against = paired(differences, np.zeros(len(differences)), True, seed=seed)
     wins = paired(pairs, pairs[:, place], True, resamples=1)
     counts = (~np.isnan(pairs)).sum(0)
     return {
@@ -147,7 +152,9 @@ def _table(
 
 
 def _best(found: Mapping[str, Standing], delete: bool) -> str:
-    means = {name: one.area.mean for name, one in found.items() if not is_control(name) and one.area.n}
+    """The best of the orders that have all pairs: means over other pairs are of other difficulty."""
+    most = max((one.pairs for one in found.values()), default=0)
+    means = {name: one.area.mean for name, one in found.items() if not is_control(name) and 0 < one.pairs == most}
     choose = min if delete else max
     return choose(means, key=means.__getitem__) if means else ""
 
@@ -167,7 +174,7 @@ def _difference(one: Standing, itself: bool) -> str:
 
 
 def _notes(found: Mapping[str, Mapping[str, Standing]], orders: Sequence[str], delete: bool) -> list[str]:
-    """Where a control's mean is better than an attributor's."""
+    """Where a control's mean is better than that of an attributor with as many pairs."""
     notes = []
     for place, table in found.items():
         for control in filter(is_control, orders):
@@ -175,7 +182,9 @@ def _notes(found: Mapping[str, Mapping[str, Standing]], orders: Sequence[str], d
             below = [
                 name
                 for name in orders
-                if not is_control(name) and sign * (table[control].area.mean - table[name].area.mean) > 0
+                if not is_control(name)
+                and table[name].pairs == table[control].pairs
+                and sign * (table[control].area.mean - table[name].area.mean) > 0
             ]
             if below:
                 notes.append(f"{place}: {control} is ranked above {', '.join(below)}.")
