@@ -1,4 +1,4 @@
-"""What CODEC's analysis finds of a simulated retina whose wiring is known: python benchmarks/retina_recovery.py --seeds 5
+"""What CODEC finds of a simulated retina whose wiring is known: python benchmarks/retina_recovery.py --seeds 5
 
 Each seed has a retina, movies and a network of its own, and a folder under --out: a run that was stopped goes on. The
 network is fitted to one trial of natural movies, noise and moving objects; modes are fitted on another natural movie,

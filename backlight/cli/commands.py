@@ -38,6 +38,7 @@ from backlight.cli.options import (
     Temperature,
     Weights,
 )
+from backlight.cli.retina import retina
 from backlight.errors import BacklightError, ImageError
 
 
@@ -261,6 +262,7 @@ app.add_typer(concepts)
 app.add_typer(graph)
 app.command()(cafe)
 app.command()(attack)
+app.add_typer(retina)
 
 
 @app.command()

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 from backlight.errors import InputError, ModelError
 from backlight.shapes import Float
 
+LOBE = 0.5  # of the height of the tallest lobe
+
 
 @dataclass(frozen=True, eq=False)
 class SpaceTime:
     """The closest product of a course in time and a map in space: `strength` x `temporal` x `spatial`.
 
-    `temporal` `[*n, F]` and `spatial` `[*n, H, W]` have length 1; the entry of `temporal` farthest from 0 is positive,
-    so that the sign of `spatial` says whether light (+) or dark (-) drives the cell then. `share`: how much of the sum
-    of squares the product tells, in [0, 1]. Of a field that is 0 all are 0.
+    `temporal` `[*n, F]` and `spatial` `[*n, H, W]` have length 1. The latest entry of `temporal` that is at least half
+    as far from 0 as the farthest is positive: `spatial` says whether light (+) or dark (-) just now drives the cell.
+    (Of filters with two lobes of nearly one height the farthest entry alone says now this, now that.) `share`: how much
+    of the sum of squares the product tells, in [0, 1]. Of a field that is 0 all are 0.
     """
 
     temporal: Float[Tensor, "*n F"]
@@ -67,8 +70,10 @@ def space_time(fields: Float[Tensor, "*n F H W"], *, centred: bool = False) -> S
         flat = flat - flat.mean((-2, -1), keepdim=True)
     u, s, v = torch.linalg.svd(flat, full_matrices=False)
     temporal, spatial = u[..., 0], v[..., 0, :]
-    peak = temporal.abs().argmax(-1, keepdim=True)
-    sign = torch.where(temporal.gather(-1, peak) < 0, -1.0, 1.0).double()
+    size = temporal.abs()
+    tall = (size >= LOBE * size.amax(-1, keepdim=True)).double()
+    latest = (tall * torch.arange(1, size.shape[-1] + 1, device=tall.device)).argmax(-1, keepdim=True)
+    sign = torch.where(temporal.gather(-1, latest) < 0, -1.0, 1.0).double()
     power = s.square().sum(-1)
     known = (power > 0).double()
     share = s[..., 0].square() / torch.where(power > 0, power, torch.ones_like(power))

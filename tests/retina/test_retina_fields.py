@@ -63,6 +63,8 @@ def test_space_time_of_products_and_sums() -> None:
     assert float(found.temporal[2]) > 0
     torch.testing.assert_close(found.spatial, -space / space.norm())
     torch.testing.assert_close(found.strength * found.temporal[:, None, None] * found.spatial, product)
+    two_lobes = space_time(torch.tensor([0.0, 1.0, 0.3, -0.6, 0.2]).double()[:, None, None] * space)
+    torch.testing.assert_close(two_lobes.spatial, -space / space.norm())  # of the later lobe, which is high enough
     first, second = torch.linalg.qr(torch.randn(4, 2).double())[0].T
     one, two = torch.linalg.qr(torch.randn(30, 2).double())[0].T.unflatten(1, (5, 6))
     both = space_time(3 * first[:, None, None] * one + 2 * second[:, None, None] * two)
