@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from backlight.benchmarks.cafe_attributors import DEFAULT, Entrant, entrants
-from backlight.benchmarks.cafe_pairs import Choice, Pair, Rule, choose_pairs
+from backlight.benchmarks.cafe_pairs import Choice, Pair, Rule, choose_pairs, kept_pairs
 from backlight.benchmarks.cafe_report import Layer, cafe_report, write_curves
 from backlight.benchmarks.report import Report
 from backlight.benchmarks.study import slug
@@ -89,15 +89,13 @@ def cafe(loaded: LoadedModel, concepts: Sequence[SiteDictionary], options: CafeO
     """
     model, folder = loaded.model, _folder(loaded, options)
     runs = entrants(options.attributors, options.settings, options.signed, options.quick)
-    chosen: list[Choice] = []
-    for one in concepts:
-        options.told(f"{one.site}: choosing latents")
-        chosen.append(choose_pairs(model, one.site, one.dictionary, folder, options.rule))
+    subjects = [_subject(loaded, one, folder, options) for one in concepts]
+    chosen = [_choice(loaded, one, subject, folder, options) for one, subject in zip(concepts, subjects, strict=True)]
     other = model if options.precision == "float32" else copy.deepcopy(model).to(PRECISIONS[options.precision])
     with ExitStack() as stack:
         works = []
-        for one, choice in zip(concepts, chosen, strict=True):
-            work = _Work(loaded, other, one, choice, folder, options)
+        for one, subject, choice in zip(concepts, subjects, chosen, strict=True):
+            work = _Work(loaded, other, one, subject, choice, folder, options)
             work.journals = {run.name: stack.enter_context(work.journal(run)) for run in runs}
             works.append(work)
         turns = max(len(choice.pairs) for choice in chosen)
@@ -117,6 +115,31 @@ def _folder(loaded: LoadedModel, options: CafeOptions) -> LabelledFolder:
     return LabelledFolder(options.data, loaded.classes, loaded.preprocessing, options.limit, labelled=False)
 
 
+def _choice(
+    loaded: LoadedModel, one: SiteDictionary, subject: Mapping[str, Any], folder: LabelledFolder, options: CafeOptions
+) -> Choice:
+    """The pairs of a layer, from the folder where they were chosen before."""
+    path = options.out / slug(loaded.name) / slug(one.site) / "pairs.json"
+    identity = {**subject, "rule": asdict(options.rule)}
+    options.told(f"{one.site}: choosing latents")
+    return kept_pairs(
+        path, identity, lambda: choose_pairs(loaded.model, one.site, one.dictionary, folder, options.rule)
+    )
+
+
+def _subject(loaded: LoadedModel, one: SiteDictionary, folder: LabelledFolder, options: CafeOptions) -> dict[str, Any]:
+    """What decides which pairs there are, but for the rule."""
+    tensors = names_hash(f"{name} {tensor_hash(tensor)}" for name, tensor in sorted(one.dictionary.state.items()))
+    return {
+        "backlight": versions()["backlight"],
+        "model": {"name": loaded.name, "parameters": model_hash(loaded.model)},
+        "site": one.site,
+        "dictionary": {"class": type(one.dictionary).__name__, "tensors": tensors},
+        "data": folder.fingerprint,
+        "limit": options.limit,
+    }
+
+
 @dataclass
 class _Work:
     """One layer: its pairs, and a journal for each attributor."""
@@ -124,6 +147,7 @@ class _Work:
     loaded: LoadedModel
     other: nn.Module
     concepts: SiteDictionary
+    subject: Mapping[str, Any]
     choice: Choice
     folder: LabelledFolder
     options: CafeOptions
@@ -142,16 +166,10 @@ class _Work:
         return Journal(place, self._identity(run), self.columns)
 
     def _identity(self, run: Entrant) -> dict[str, Any]:
-        rule, dictionary = self.options.rule, self.concepts.dictionary
-        tensors = names_hash(f"{name} {tensor_hash(one)}" for name, one in sorted(dictionary.state.items()))
+        rule = self.options.rule
         return plain(
             {
-                "backlight": versions()["backlight"],
-                "model": {"name": self.loaded.name, "parameters": model_hash(self.loaded.model)},
-                "site": self.concepts.site,
-                "dictionary": {"class": type(dictionary).__name__, "tensors": tensors},
-                "data": self.folder.fingerprint,
-                "limit": self.options.limit,
+                **self.subject,
                 "attributor": run.described(),
                 "tests": [{"name": test.name, **_settings(test)} for test in self.options.tests],
                 "precision": self.options.precision,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from backlight.concepts.latent_units import layout_at, stream
 from backlight.data.labelled import LabelledFolder
 from backlight.decompositions import Decomposition
 from backlight.errors import ImageError, InputError
+from backlight.evaluation.journal import write_text
 from backlight.methods.token_layout import TokenLayout
 from backlight.shapes import Float, Int
 
@@ -97,6 +101,23 @@ def choose_pairs(
             value, token = float(largest[row, latent]), int(tokens[row, latent])
             pairs.append(Pair(latent, names[row], token, value, rank, float(frequency[latent])))
     return Choice(pairs, len(order), layout, len(names))
+
+
+def kept_pairs(path: Path, identity: Mapping[str, Any], choose: Callable[[], Choice]) -> Choice:
+    """The choice that a file holds, if it was made of the same; else a new one, which the file holds then."""
+    wanted = json.loads(json.dumps(identity))
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["identity"] == wanted:
+                pairs = [Pair(**one) for one in found["pairs"]]
+                return Choice(pairs, found["admitted"], TokenLayout(**found["layout"]), found["images"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"cannot read {str(path)!r}; remove it to choose again: {error}") from None
+    made = choose()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"identity": wanted, **asdict(made)}, indent=1) + "\n")
+    return made
 
 
 def _surveyed(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backlight.concepts.attributors import cell_numbers
 from backlight.concepts.insertion import BATCH_SIZE, FLOOR, InsertionCurves, Steps, budgets_of, insertion_curves
 from backlight.concepts.latent_units import as_rows, choose_tokens, layout_at, placed
-from backlight.concepts.token_canvas import TOKEN_CANVASES, token_canvas
+from backlight.concepts.token_canvas import TOKEN_CANVASES, picture_canvas, token_canvas
 from backlight.decompositions import Decomposition
 from backlight.engine.evaluation import check_evaluation_mode
 from backlight.engine.segment import Segment
@@ -23,7 +23,7 @@ from backlight.engine.sites import INPUT
 from backlight.errors import InputError, SiteError, UnknownNameError
 from backlight.methods.token_fields import TokenFields
 from backlight.methods.token_layout import find_sites
-from backlight.metrics.canvas import CANVASES, canvas_of
+from backlight.metrics.canvas import CANVASES
 from backlight.shapes import Bool, Float, Int
 
 UNITS = ("tokens", "pixels")
@@ -191,7 +191,7 @@ class LatentResponse:
 
     def _begin_pixels(self, model: nn.Module, images: Tensor, grid: tuple[int, int]) -> None:
         height, width = images.shape[2:]
-        self.canvas = canvas_of(self.test.ground, images, self.test.seed, self.test.sigma)
+        self.canvas = picture_canvas(self.test.ground, images, self.test.sigma, self.test.seed)
         self.segment = Segment(model, images, INPUT, self.site)
         self.regions = cell_numbers((height, width), grid, self.device)
 

@@ -46,7 +46,7 @@ def token_canvas(
     if isinstance(canvas, str) and canvas not in TOKEN_CANVASES:
         raise UnknownNameError("canvas of tokens", canvas, TOKEN_CANVASES)
     if isinstance(canvas, str) and canvas in PICTURES:
-        return tokens_of(model, canvas_of(canvas, images, seed, sigma), sites)[0]
+        return tokens_of(model, picture_canvas(canvas, images, sigma, seed), sites)[0]
     whole, _ = tokens_of(model, images[:1], sites)
     shape = (len(images), *whole.shape[1:])
     if isinstance(canvas, Tensor):
@@ -63,6 +63,14 @@ def token_canvas(
             raise InputError(f"the canvas 'patch' needs mean_patch [{whole.shape[-1]}], got {given}: see mean_patch_of")
         content = mean_patch
     return _with_content(model, images[:1], content, sites).expand(shape)
+
+
+def picture_canvas(
+    canvas: str | float | Tensor, images: Float[Tensor, "N C H W"], sigma: float, seed: Seed
+) -> Float[Tensor, "N C H W"]:
+    """`canvas_of` in at least single precision: a blur in bfloat16 takes minutes an image on a CPU."""
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))
+    return canvas_of(canvas, wide, seed, sigma).to(images)
 
 
 def mean_patch_of(model: nn.Module, images: Float[Tensor, "N C H W"], batch_size: int = 32) -> Float[Tensor, "D"]:

@@ -20,7 +20,7 @@ from tiny import photographs
 from backlight.benchmarks import cafe as room
 from backlight.benchmarks.cafe import CafeOptions, SiteDictionary, cafe
 from backlight.benchmarks.cafe_attributors import Nearest, entrants
-from backlight.benchmarks.cafe_pairs import Rule, choose_pairs
+from backlight.benchmarks.cafe_pairs import Choice, Rule, choose_pairs, kept_pairs
 from backlight.benchmarks.cafe_report import by_latent
 from backlight.concepts.insertion_latents import InsertionTest
 from backlight.concepts.latent_units import LatentTask, activations
@@ -261,3 +261,23 @@ def test_the_command(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run = json.loads((out / "run.json").read_text())
     assert set(run["identities"][0]) == {"AttnLRP", "Random"}
     assert CliRunner().invoke(app, [*call[:5], "blocks.0", *call[6:]]).exit_code != 0
+
+
+def test_pairs_are_chosen_once(data: Path, tmp_path: Path) -> None:
+    one = loaded()
+    folder = folder_of(one, data)
+    dictionary = dictionaries(one, folder)[0].dictionary
+    path, calls = tmp_path / "layer" / "pairs.json", []
+
+    def choose() -> Choice:
+        calls.append(1)
+        return choose_pairs(one.model, SITES[0], dictionary, folder, RULE)
+
+    first = kept_pairs(path, {"seed": 1}, choose)
+    assert kept_pairs(path, {"seed": 1}, choose) == first
+    assert len(calls) == 1
+    kept_pairs(path, {"seed": 2}, choose)
+    assert len(calls) == 2
+    path.write_text("{")
+    with pytest.raises(InputError, match="remove it to choose again"):
+        kept_pairs(path, {"seed": 2}, choose)
