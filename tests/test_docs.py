@@ -40,6 +40,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "extraction.md",
         "concepts.md",
         "concept-graph-page.md",
+        "retina.md",
         "sparse-autoencoders.md",
     ],
 )
