@@ -53,7 +53,9 @@ def write_codes(
     place = make_folder(folder)
     about = json.loads(json.dumps(identity))
     if (place / DONE).exists() and read_json(place / DONE)["identity"] != about:
-        raise InputError(f"{str(place)!r} holds codes of other rows, or by another coder or dictionary: give another folder")
+        raise InputError(
+            f"{str(place)!r} holds codes of other rows, or by another coder or dictionary: give another folder"
+        )
     if (place / REPORT).exists():
         return
     here = device or torch.device("cpu")
