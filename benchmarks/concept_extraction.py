@@ -5,8 +5,8 @@
 
 Rows: sparse non-negative mixtures of directions, rectified, as feature vectors are; or `--data rows.npy`, `[n, C]`.
 Both sides alternate, after a warm-up, and the median of the pairs' ratios is printed. Seconds are of processor time of
-the whole process, of all its threads; with --clock of the clock. scikit-learn's bisecting k-means slows down with its
-threads, which are begun anew for every split: with OMP_NUM_THREADS unset the ratio is many times that of one thread.
+the whole process, of all its threads; with --clock of the clock. Several threads want a quiet machine: on a busy one,
+both sides wait for threads that are not running.
 
 Clusters: scikit-learn's `BisectingKMeans` of the same number, "biggest_inertia", both from random rows, and the ratio
 of inertias. Codes: atoms are the centroids of rows; `Lasso` is fitted for one row at a time, at a tolerance of the

@@ -39,6 +39,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "decomposition.md",
         "extraction.md",
         "concepts.md",
+        "concept-codes.md",
         "concept-graph-page.md",
         "retina.md",
         "sparse-autoencoders.md",
