@@ -24,19 +24,23 @@ from backlight.benchmarks.study import Options, slug
 from backlight.benchmarks.subjects import Subject, data_folder
 from backlight.data.labelled import LabelledFolder
 from backlight.engine.segment import Segment
-from backlight.errors import ImageError, InputError
+from backlight.errors import BacklightError, ImageError, InputError
 from backlight.evaluation.identity import model_hash, plain, sample_seed, tensor_hash, versions
 from backlight.evaluation.journal import Failure, Journal, read_rows, whole
 from backlight.evaluation.run import Step
 from backlight.graph.causal import Changes, agreement, changes
-from backlight.graph.coded import code_sites
+from backlight.graph.coded import Coded, code_sites
 from backlight.graph.icat import edges
 from backlight.graph.layers import Coder, LayerConcepts
 from backlight.graph.operators import OPERATORS, Random, operator
-from backlight.graph.operators_base import Operator
+from backlight.graph.operators_base import Operator, Passes
 from backlight.graph.validation import METRICS, Curves, Protocol, choose_targets, validate
 from backlight.shapes import Float
 
+FAILURES = (
+    BacklightError,
+    RuntimeError,
+)  # an operator's own, others go on (RuntimeError: Captum, memory)
 NUMBERS = (100, 4)  # of pictures: the paper's, and with --quick
 
 
@@ -216,28 +220,38 @@ def picture(
         segment = Segment(subject.model, x, parents.site, children.site)
         lost = changes(segment, parents, children, targets) if settings.causal else None
         for label, one in chosen.items():
-            method = f"{start} > {stop}: {label}"
-            begun = time.process_time()
-            found = validate(
-                subject.model, x, parents, children, targets, {label: one}, settings.protocol, segment=segment
-            )
-            if label in found.left_out:
-                failures.append(Failure(name, method, "", found.left_out[label]))
+            method, begun = f"{start} > {stop}: {label}", time.process_time()
+            try:
+                values, passes = _values(subject, x, parents, children, targets, label, one, settings, segment, lost)
+            except FAILURES as error:
+                failures.append(Failure(name, method, "", " ".join(str(error).split())))
                 continue
-            values = figures(found.curves[label], len(targets))
-            known = found.edges[label]
-            values["gap"] = float((known.completeness_gap.abs() / (known.reached - known.base).abs()).mean())
-            values["relative error"] = float(parents.relative_error[0])
-            values["parents"] = float((parents.codes != 0).flatten(0, 1).any(0).sum())
             seconds = time.process_time() - begun
-            if lost is not None:
-                own = edges(subject.model, x, parents, children, targets, attribution=one, segment=segment)
-                values |= agreements(own.values[0], lost)
             rows.append(
                 {"sample": name, "method": method, "target": targets[0], "predicted": None, "score": None,
-                 "seconds": seconds, "forwards": known.passes.forwards, "backwards": known.passes.backwards, **values}
+                 "seconds": seconds, "forwards": passes.forwards, "backwards": passes.backwards, **values}
             )  # fmt: skip
     return rows, failures
+
+
+def _values(
+    subject: Subject, x: Tensor, parents: Coded, children: Coded, targets: Sequence[int], label: str, one: Operator,
+    settings: Icat, segment: Segment, lost: Changes | None,
+) -> tuple[dict[str, float], Passes]:  # fmt: skip
+    """Of one operator: areas, curves, and where asked for how far its edges agree with the running model."""
+    found = validate(subject.model, x, parents, children, targets, {label: one}, settings.protocol, segment=segment)
+    if label in found.left_out:
+        raise InputError(found.left_out[label])
+    known = found.edges[label]
+    missed, change = known.completeness_gap.abs().sum(), (known.reached - known.base).abs().sum()
+    values = figures(found.curves[label], len(targets))
+    values["gap"] = float(missed / change)  # of all children together: single ones may hardly change
+    values["relative error"] = float(parents.relative_error[0])
+    values["parents"] = float((parents.codes != 0).flatten(0, 1).any(0).sum())
+    if lost is not None:
+        own = edges(subject.model, x, parents, children, targets, attribution=one, segment=segment)
+        values |= agreements(own.values[0], lost)
+    return values, known.passes
 
 
 def figures(found: Curves, targets: int) -> dict[str, float]:

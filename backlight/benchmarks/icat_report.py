@@ -19,6 +19,7 @@ from backlight.shapes import Float
 
 REFERENCE = "IntegratedGradients"
 CONTROLS = ("Activation", "Random")
+MEASURED = "Ablation"  # what the running model loses: agreements of the score are with it
 AGREEMENTS = ("pearson", "spearman", "pearson of max", "spearman of max")
 PAPER = (
     "The paper (iERF, Figure 11) shows a figure without numbers: ResNet-50, 100 pictures of ImageNet, consecutive "
@@ -159,10 +160,11 @@ def _rows(found: Found, columns: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def _cells(found: Found, column: str, higher: bool, pair: str | None = None) -> list[str]:
-    """Mean ± error (wins), the best in bold; controls are never bold."""
+    """Mean ± error (wins), the best in bold; controls are never bold, nor what an agreement is measured with."""
     means, pairs = standing(found, column, higher, pair)
+    aside = (*CONTROLS, MEASURED) if column in AGREEMENTS else CONTROLS
     ranked = [
-        one.mean * (1 if higher else -1) if name not in CONTROLS else -np.inf
+        one.mean * (1 if higher else -1) if name not in aside else -np.inf
         for name, one in zip(found.operators, means, strict=True)
     ]
     best = int(np.nanargmax(ranked)) if np.isfinite(ranked).any() else -1

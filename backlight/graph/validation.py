@@ -59,7 +59,7 @@ class Protocol:
 
     `points`: shares of the active parents, 0 and 1 among them. `residual`: whether what no concept tells is there all
     along; False, as in the paper: the earlier layer is U V. `top`: the share of positions that the metric `top` takes
-    the mean of. `least`: the smallest value with all parents that others are divided by.
+    the mean of. `least`: the smallest cosine with all parents that others are divided by; of `score`, times sum |u_t|.
 
     Metrics, of cos(M(X')_i, v_t) over positions i: `max` (the paper's), `mean`, `top`, and `score`, the sum weighed by
     the codes u_it, which is what edges attribute.
@@ -107,7 +107,9 @@ def curves(
             half.append(_measured(segment, parents, vectors, scores, target, row, protocol))
     inserted, deleted = (torch.stack(half, 1) for half in halves)
     full = inserted[:, :, -1]
-    scale = torch.where(full >= protocol.least, full, torch.nan)[:, :, None]
+    units = torch.ones_like(full)
+    units[METRICS.index("score")] = scores.weights[row].abs().sum(0)  # of a sum of cosines, weighed by these
+    scale = torch.where((full >= protocol.least * units) & (full != 0), full, torch.nan)[:, :, None]
     return Curves(shares, inserted / scale, deleted / scale, full)
 
 

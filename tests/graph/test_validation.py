@@ -71,7 +71,9 @@ def test_small_values_are_not_divided_by() -> None:
     parents, children = random_codes(model, x, "1", 9, 1), random_codes(model, x, "5", 6, 2)
     order = torch.zeros(6, 9).double()
     found = curves(Segment(model, x, "1", "5"), parents, children, range(6), order, Protocol(points=3, least=0.3))
-    low = found.full < 0.3
+    units = torch.ones_like(found.full)
+    units[METRICS.index("score")] = children.codes[0].abs().sum(0)  # a sum of cosines, weighed
+    low = (found.full < 0.3 * units) | (found.full == 0)
     assert bool(low.any())
     assert not bool(low.all())
     assert torch.equal(found.insertion.isnan(), low)
