@@ -25,6 +25,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         "class-activation.md",
         "concept-graphs.md",
         "concept-graph-diagnosis.md",
+        "icat.md",
         "control.md",
         "baselines.md",
         "simonyan.md",
