@@ -41,10 +41,11 @@ def between(model: nn.Module, start: str, stop: str | None) -> nn.Sequential:
 
 
 def settled(model: nn.Module, size: int) -> nn.Module:
-    """Statistics of the random network's own activations, which would fade out otherwise."""
+    """The random network with statistics of its own activations, which would fade out, and with blocks that are on."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = 1.0
+        torch.nn.init.ones_(norm.weight)  # 0 in the last of a residual block, which would pass its input on as it is
     with torch.no_grad():
         model.train()(torch.randn(2, 3, size, size))
     return model.eval()
