@@ -93,7 +93,7 @@ def test_a_kill_before_any_file_or_at_any_time_leaves_the_same_bytes(tmp_path: P
     assert done.returncode == 0, done.stderr
     kills = json.loads(done.stdout)
     assert len(kills) > 15
-    assert kills["times"] >= 1
+    assert sum(count for folder, count in kills.items() if folder.startswith("time-")) >= 1
     whole = contents(tmp_path / "whole")
     assert len(Store.open(tmp_path / "whole")) == 6
     for folder in kills:
