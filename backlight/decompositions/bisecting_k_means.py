@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from backlight.decompositions.checkpoints import Checkpoints
 from backlight.decompositions.decomposition import Decomposition, Epoch, Work
+from backlight.decompositions.halving import halves
 from backlight.decompositions.scaling import moments
 from backlight.decompositions.scores import score
 from backlight.decompositions.split_tree import SplitTree
@@ -38,7 +40,9 @@ class BisectingKMeans(Decomposition):
     2-means: Lloyd's algorithm from two different rows, drawn evenly ("random") or the second in proportion to its
     squared distance from the first ("k-means++"); the best of `n_init` starts. It ends when no row changes sides,
     when the two means move by less than `tolerance` times the mean variance of the channels (squared, as in
-    `KMeans`), or after `steps`. Equal rows are never split.
+    `KMeans`), or after `steps`. Equal rows are never split. A cluster of more than `sample` rows is first split by a
+    sample of so many, and the means of its halves take two steps among all of its rows (0: all rows from the first, as
+    the lab's do).
 
     `refine`: steps of Lloyd's algorithm among all centroids in the end; the lab's clusters have none (0).
     `descend`: a row goes down the tree of splits, to the nearer of two means at each, in place of being compared with
@@ -58,6 +62,7 @@ class BisectingKMeans(Decomposition):
     n_init: int = 1
     steps: int = 300
     tolerance: float = 1e-4
+    sample: int = 2048
     refine: int = 0
     descend: bool = False
 
@@ -68,8 +73,8 @@ class BisectingKMeans(Decomposition):
         for name, given, known in (("strategy", self.strategy, STRATEGIES), ("start", self.start, STARTS)):
             if given not in known:
                 raise InputError(f"{name} is one of {', '.join(known)}; got {given!r}")
-        if self.n_init < 1 or self.steps < 1 or self.tolerance < 0 or self.refine < 0:
-            raise InputError("n_init and steps are at least 1, tolerance and refine are not negative")
+        if self.n_init < 1 or self.steps < 1 or self.tolerance < 0 or self.refine < 0 or self.sample < 0:
+            raise InputError("n_init and steps are at least 1, tolerance, sample and refine are not negative")
         if self.descend and self.refine:
             raise InputError("refined centroids have no tree to go down: descend=False, or refine=0")
 
@@ -120,23 +125,38 @@ class BisectingKMeans(Decomposition):
         rows = (chosen >= 0).nonzero().flatten()
         rows = rows[chosen[rows].argsort(stable=True)]
         own, depths, means = chosen[rows], tree.depths[batch], tree.means[batch]
-        data, there = x[rows.to(x.device)], own.to(x.device)
-        centres = means.to(x)
-        for start in range(0, len(data), READ):
-            data[start : start + READ] -= centres[there[start : start + READ]]
+        halve = self._solver(x, rows, own, means, enough)
         best: Halves | None = None
         for trial in range(self.n_init):
-            draws = self._draws(depths[own], rows, len(labels), trial).to(x.device)
-            distant = self.start == "k-means++"
-            halves = two_means(data, there, draws, distant=distant, enough=enough, steps=self.steps)
-            best = halves if best is None else best.better(halves, there)
+            found = halve(self._draws(depths[own], rows, len(labels), trial))
+            best = found if best is None else best.better(found, own)
         assert best is not None
-        split = best.split.cpu()
-        first = tree.grow(batch, split, best.means.cpu() + means[:, None], best.sizes.cpu(), best.inertia.cpu())
-        moved = split[own]
+        first = tree.grow(batch, best.split, best.means + means[:, None], best.sizes, best.inertia)
+        moved = best.split[own]
         labels = labels.clone()
-        labels[rows[moved]] = first[own[moved]] + best.side.cpu()[moved].long()
+        labels[rows[moved]] = first[own[moved]] + best.side[moved].long()
         return labels
+
+    def _solver(
+        self,
+        x: Float[Tensor, "n C"],
+        rows: Int[Tensor, "m"],
+        own: Int[Tensor, "m"],
+        means: Float[Tensor, "S C"],
+        enough: float,
+    ) -> Callable[[Tensor], Halves]:
+        """From draws to halves of the clusters: on a processor one after another, elsewhere all at once."""
+        distant = self.start == "k-means++"
+        if x.device.type == "cpu":
+            return lambda draws: halves(
+                x, rows, own, means, draws, distant=distant, enough=enough, steps=self.steps, sample=self.sample
+            )
+        data, there, centres = x[rows.to(x.device)], own.to(x.device), means.to(x)
+        for start in range(0, len(data), READ):
+            data[start : start + READ] -= centres[there[start : start + READ]]
+        return lambda draws: two_means(
+            data, there, draws.to(x.device), distant=distant, enough=enough, steps=self.steps, sample=self.sample
+        ).cpu()
 
     def _draws(self, depths: Int[Tensor, "m"], rows: Int[Tensor, "m"], n: int, trial: int) -> Float[Tensor, "2 m"]:
         """Two uniform numbers a row, of its depth in the tree: nodes of one depth share no rows."""

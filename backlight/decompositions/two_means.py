@@ -1,4 +1,4 @@
-"""2-means of many clusters at once: rows in the order of their clusters, and a pass over them is a step of all."""
+"""2-means of many clusters at once, for an accelerator: one pass over the rows, by clusters, is a step of all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from backlight.shapes import Bool, Float, Int
 
-BLOCK = 512  # rows that are handled at once on a CPU, so that they stay in its cache
-WIDE = 65536  # elsewhere
+BLOCK = 65536  # rows that are handled at once
+SETTLE = 2  # steps on all rows of a cluster, after its sample is done
 MANY = 0.25  # of the rows: where more are in doubt, all are computed anew, without gathering them
 ROUNDING = 1e-4  # of a direction, beyond what the bounds say
 COMPACT = 0.7  # of the rows in hand: where fewer are of clusters that still move, they are gathered anew
@@ -26,6 +26,9 @@ class Halves:
     means: Float[Tensor, "S 2 C"]
     sizes: Int[Tensor, "S 2"]
     inertia: Float[Tensor, "S 2"]
+
+    def cpu(self) -> Halves:
+        return Halves(self.side.cpu(), self.split.cpu(), self.means.cpu(), self.sizes.cpu(), self.inertia.cpu())
 
     def better(self, other: Halves, own: Int[Tensor, "m"]) -> Halves:
         """For each cluster, the halves of less inertia."""
@@ -47,6 +50,7 @@ def two_means(
     distant: bool,
     enough: float,
     steps: int,
+    sample: int,
 ) -> Halves:
     """Split every cluster in two by Lloyd's algorithm.
 
@@ -61,17 +65,35 @@ def two_means(
             differ from the first.
         enough: squared distances that the two means move by, together, at which a cluster is done.
         steps: at most.
+        sample: in clusters of more rows, the algorithm runs on so many of them, those of the least second draws; then
+            `SETTLE` steps, from there, on all. 0: on all from the first.
     """
     sizes = own.bincount()
     seeds, split = _seeds(x, own, draws, distant, len(sizes))
-    margin = _margins(x, own, seeds)
-    near = margin > 0
-    side = near & split[own]
+    sampled = sizes > sample if sample > 0 else torch.zeros_like(split)
+    starts = _sampled(x, own, draws, seeds, sampled, sample, enough, steps) if sampled.any() else seeds
+    return _lloyd(x, own, seeds, starts, split, enough, torch.where(sampled, min(steps, SETTLE), steps))
+
+
+def _lloyd(
+    x: Float[Tensor, "m C"],
+    own: Int[Tensor, "m"],
+    seeds: Float[Tensor, "S 2 C"],
+    starts: Float[Tensor, "S 2 C"],
+    split: Bool[Tensor, "S"],
+    enough: float,
+    steps: Int[Tensor, "S"],
+) -> Halves:
+    """From the starts on; where that leaves a half without rows, the sides of the two seeds."""
+    sizes = own.bincount()
+    margin = _margins(x, own, starts)
+    side = (margin > 0) & split[own]
     sums, counts = torch.zeros(len(sizes), x.shape[1], dtype=torch.float64, device=x.device), torch.zeros_like(sizes)
     _move(sums, counts, x, own, side.nonzero().flatten(), None)
     means = _means(sums, counts, sizes)
-    state, going = _Moving.begun(x, own, margin, seeds), split.clone()
-    for _ in range(steps - 1):
+    state, going = _Moving.begun(x, own, margin, starts), split.clone()
+    for step in range(1, int(steps.max())):
+        going &= steps > step
         state = state.kept(going)
         if not len(state.rows):
             break
@@ -87,7 +109,7 @@ def two_means(
         means, going = later, going & moved & (shift > enough)
     lost = split & ((counts == 0) | (counts == sizes))  # by rounding alone: take the sides of the two rows
     if lost.any():
-        side = torch.where(lost[own], near, side)
+        side = torch.where(lost[own], _margins(x, own, seeds) > 0, side)
         sums.zero_(), counts.zero_()
         _move(sums, counts, x, own, side.nonzero().flatten(), None)
         means = _means(sums, counts, sizes)
@@ -95,10 +117,35 @@ def two_means(
     return Halves(side, split, means, both, _inertia(x, own, side, means.to(x.dtype)))
 
 
+def _sampled(
+    x: Float[Tensor, "m C"],
+    own: Int[Tensor, "m"],
+    draws: Float[Tensor, "2 m"],
+    seeds: Float[Tensor, "S 2 C"],
+    sampled: Bool[Tensor, "S"],
+    sample: int,
+    enough: float,
+    steps: int,
+) -> Float[Tensor, "S 2 C"]:
+    """The seeds, and the two means of a sample in place of those of sampled clusters."""
+    order = draws[1].argsort(stable=True)
+    order = order[own[order].argsort(stable=True)]  # by clusters, and by draws within them
+    sizes = own.bincount()
+    place = torch.arange(len(own), device=own.device) - (sizes.cumsum(0) - sizes)[own[order]]
+    rows = order[(place < sample) & sampled[own[order]]].sort().values
+    number = sampled.long().cumsum(0) - 1
+    few, mine = x[rows], number[own[rows]]
+    centres = torch.zeros_like(seeds[sampled][:, 0]).index_add_(0, mine, few) / sample
+    begun, every = seeds[sampled] - centres[:, None], torch.ones_like(centres[:, 0], dtype=torch.bool)
+    found = _lloyd(few - centres[mine], mine, begun, begun, every, enough, torch.full_like(mine[: len(centres)], steps))
+    starts = seeds.clone()
+    starts[sampled] = found.means.to(seeds.dtype) + centres[:, None]
+    return starts
+
+
 def _blocks(x: Tensor) -> Iterator[slice]:
-    size = BLOCK if x.device.type == "cpu" else WIDE
-    for start in range(0, len(x), size):
-        yield slice(start, start + size)
+    for start in range(0, len(x), BLOCK):
+        yield slice(start, start + BLOCK)
 
 
 @dataclass
@@ -164,12 +211,7 @@ def _margins(x: Float[Tensor, "m C"], own: Int[Tensor, "m"], means: Float[Tensor
     found = torch.empty(len(x), dtype=x.dtype, device=x.device)
     for block in _blocks(x):
         rows, places = x[block], own[block]
-        if x.device.type == "cpu":  # neighbours are of few clusters: a product with all of theirs is the quickest
-            first, last = int(places[0]), int(places[-1]) + 1
-            along = (rows @ direction[first:last].T).gather(1, (places - first)[:, None])[:, 0]
-        else:
-            along = (rows * direction[places]).sum(1)
-        found[block] = along - threshold[places]
+        found[block] = (rows * direction[places]).sum(1) - threshold[places]
     return found
 
 

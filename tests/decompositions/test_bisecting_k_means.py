@@ -15,8 +15,10 @@ from torch import Tensor
 import backlight.decompositions.bisecting_k_means as module
 from backlight.decompositions import Decomposition
 from backlight.decompositions.bisecting_k_means import BisectingKMeans
+from backlight.decompositions.halving import halves
 from backlight.decompositions.k_means import KMeans
 from backlight.decompositions.split_tree import SplitTree
+from backlight.decompositions.two_means import two_means
 from backlight.errors import InputError
 
 
@@ -27,10 +29,25 @@ def clustered(n: int = 400, channels: int = 6, seed: int = 0) -> Tensor:
     return torch.from_numpy(rows).float()
 
 
-def one_by_one(x: np.ndarray, count: int, strategy: str, distant: bool, seed: int) -> list[tuple[np.ndarray, int]]:
+def one_by_one(
+    x: np.ndarray, count: int, strategy: str, distant: bool, seed: int, sample: int
+) -> list[tuple[np.ndarray, int]]:
     """The leaves, as members and depth: the greatest cluster is split, one at a time, in float64."""
     x = x.astype(np.float64)
     enough = 1e-4 * x.var(0).mean()
+
+    def lloyd(rows: np.ndarray, means: np.ndarray, steps: int) -> np.ndarray:
+        side = None
+        for _ in range(steps):
+            new = ((rows - means[1]) ** 2).sum(1) < ((rows - means[0]) ** 2).sum(1)
+            if side is not None and (new == side).all():
+                break
+            later = np.stack((rows[~new].mean(0), rows[new].mean(0)))
+            done = side is not None and ((later - means) ** 2).sum() <= enough
+            side, means = new, later
+            if done:
+                break
+        return side
 
     def halves(members: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         draws = np.random.default_rng((seed, depth, 0)).random((2, len(x)))[:, members]
@@ -40,15 +57,11 @@ def one_by_one(x: np.ndarray, count: int, strategy: str, distant: bool, seed: in
         with np.errstate(divide="ignore"):
             key = np.log(draws[1]) / apart if distant else draws[1]
         means = np.stack((first, rows[np.where(apart > 0, key, -np.inf).argmax()]))
-        side = None
-        for _ in range(300):
-            new = ((rows - means[1]) ** 2).sum(1) < ((rows - means[0]) ** 2).sum(1)
-            if side is not None and (new == side).all():
-                break
-            side, old = new, means
-            means = np.stack((rows[~side].mean(0), rows[side].mean(0)))
-            if ((means - old) ** 2).sum() <= enough and old is not None and _ > 0:
-                break
+        if 0 < sample < len(rows):
+            few = rows[draws[1].argsort()[:sample]]
+            side = lloyd(few, means, 300)
+            means = np.stack((few[~side].mean(0), few[side].mean(0)))
+        side = lloyd(rows, means, 2 if 0 < sample < len(rows) else 300)
         return members[~side], members[side]
 
     def size(one: tuple[np.ndarray, int]) -> float:
@@ -68,10 +81,13 @@ def one_by_one(x: np.ndarray, count: int, strategy: str, distant: bool, seed: in
     [("biggest_inertia", "random"), ("largest_cluster", "random"), ("biggest_inertia", "k-means++")],
 )
 @pytest.mark.parametrize("count", [2, 7, 60])
-def test_rounds_of_splits_give_what_one_split_after_the_other_gives(strategy: str, start: str, count: int) -> None:
+@pytest.mark.parametrize("sample", [0, 50])
+def test_rounds_of_splits_give_what_one_split_after_the_other_gives(
+    strategy: str, start: str, count: int, sample: int
+) -> None:
     x = clustered()
-    one = BisectingKMeans(n_modes=count, strategy=strategy, start=start, seed=3).fit(x)
-    leaves = one_by_one(x.numpy(), count, strategy, start == "k-means++", 3)
+    one = BisectingKMeans(n_modes=count, strategy=strategy, start=start, seed=3, sample=sample).fit(x)
+    leaves = one_by_one(x.numpy(), count, strategy, start == "k-means++", 3, sample)
     expected = torch.from_numpy(np.stack([x.numpy()[members].astype(np.float64).mean(0) for members, _ in leaves]))
     gaps = torch.cdist(one.modes.double(), expected)
     if strategy == "biggest_inertia":
@@ -80,6 +96,26 @@ def test_rounds_of_splits_give_what_one_split_after_the_other_gives(strategy: st
     else:  # clusters of equal size are split in another order, which decides only the last splits
         assert float((gaps.amin(1) < 1e-5).float().mean()) > 0.8
     assert len(one.history) < count or count < 8
+
+
+@pytest.mark.parametrize("distant", [False, True])
+@pytest.mark.parametrize("sample", [0, 100])
+@pytest.mark.parametrize("steps", [1, 2, 300])
+def test_clusters_at_once_and_one_after_another_are_halved_alike(distant: bool, sample: int, steps: int) -> None:
+    x = clustered(900, 6)
+    x[-3:] = 1.0  # equal rows
+    own = torch.cat((torch.zeros(1), torch.ones(396), torch.full((500,), 2.0), torch.full((3,), 3.0))).long()
+    rows = torch.cat((torch.randperm(897, generator=torch.Generator().manual_seed(0)), torch.arange(897, 900)))
+    centres = torch.stack([x[rows[own == one]].double().mean(0) for one in range(4)])
+    draws = torch.rand(2, 900, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    settings_ = {"distant": distant, "enough": 1e-4, "steps": steps, "sample": sample}
+    there = halves(x, rows, own, centres, draws, **settings_)
+    here = two_means(x[rows] - centres[own].float(), own, draws, **settings_)
+    assert here.split.tolist() == there.split.tolist() == [False, True, True, False]
+    assert torch.equal(here.side, there.side)
+    for name in ("means", "inertia"):
+        torch.testing.assert_close(getattr(here, name)[1:3], getattr(there, name)[1:3], rtol=1e-5, atol=1e-5)
+    assert torch.equal(here.sizes[1:3], there.sizes[1:3])
 
 
 @pytest.mark.parametrize("strategy", ["biggest_inertia", "largest_cluster"])
@@ -193,8 +229,8 @@ def test_a_killed_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(Killed):
         BisectingKMeans(n_modes=60).fit(x, held_out=x[:50], folder=tmp_path, progress=stop)
     calls: list[int] = []
-    real = module.two_means
-    monkeypatch.setattr(module, "two_means", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    real = module.halves
+    monkeypatch.setattr(module, "halves", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
     again = BisectingKMeans(n_modes=60).fit(x, held_out=x[:50], folder=tmp_path)
     assert len(calls) == len(whole.history) - 3
     assert again.history == whole.history
