@@ -62,7 +62,7 @@ class BisectingKMeans(Decomposition):
     n_init: int = 1
     steps: int = 300
     tolerance: float = 1e-4
-    sample: int = 2048
+    sample: int = 1024
     refine: int = 0
     descend: bool = False
 

@@ -36,11 +36,11 @@ def halves(
     side, split = np.zeros(len(places), bool), np.zeros(len(sizes), bool)
     means, inertia = np.zeros((len(sizes), 2, x.shape[1])), np.zeros((len(sizes), 2))
     counts = np.zeros((len(sizes), 2), np.int64)
-    start = 0
+    start, room = 0, np.empty((max(sizes), x.shape[1]), data.dtype)
     for cluster, size in enumerate(sizes):
         part = slice(start, start + size)
         start += size
-        mine = data[places[part]]
+        mine = np.take(data, places[part], 0, out=room[:size], mode="clip")  # "raise" would copy them once more
         mine -= about[cluster]
         pair = _pair(mine, drawn[:, part], distant)
         if pair is None:
@@ -87,11 +87,9 @@ class _Parts:
         return _Plane(self.total, self.square * (1 / max(self.count, 1) - 1 / max(self.rest, 1)) / 2)
 
     def means(self, x: Rows) -> Vector:
-        """Of both halves; the sum is of the smaller one: rows are about their mean but for rounding."""
-        small = self.side if self.count <= self.rest else ~self.side
-        total = x[small].sum(0, dtype=np.float64)
-        signed = total if self.count <= self.rest else -total
-        return np.stack((-signed / self.rest, signed / self.count))
+        """Of both halves, from the sum of the smaller one: rows are about their mean but for rounding."""
+        total = self.total if self.count <= self.rest else -_total(x, ~self.side)
+        return np.stack((-total / self.rest, total / self.count))
 
     def shift(self, later: _Parts) -> float:
         """The squared distances between the means of both, together."""
@@ -103,13 +101,21 @@ class _Parts:
 
 
 def _assigned(x: Rows, plane: _Plane) -> _Parts:
+    if len(x) <= BLOCK:
+        side = x @ plane.direction > plane.threshold
+        return _Parts(side, _total(x, side))
     side, total = np.empty(len(x), bool), np.zeros(x.shape[1])
     for start in range(0, len(x), BLOCK):
         block = x[start : start + BLOCK]
-        on = block @ plane.direction > plane.threshold
-        side[start : start + BLOCK] = on
+        side[start : start + BLOCK] = on = block @ plane.direction > plane.threshold
         total += on.astype(np.float32) @ block
     return _Parts(side, total)
+
+
+def _total(x: Rows, on: NDArray[np.bool_]) -> Vector:
+    if len(x) <= BLOCK:
+        return (on.astype(np.float32) @ x).astype(np.float64)
+    return sum((_total(x[at : at + BLOCK], on[at : at + BLOCK]) for at in range(0, len(x), BLOCK)), np.zeros(()))
 
 
 def _lloyd(x: Rows, start: _Plane, enough: float, steps: int) -> _Parts:

@@ -54,10 +54,10 @@ def moments(rows: Rows) -> Moments:
     n, mean = 0, torch.zeros(rows.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(mean)
     for start, read in pieces(rows):
-        piece = read.double()
-        if not piece.isfinite().all():
-            row = int((~piece.isfinite()).any(1).nonzero()[0])
+        if not read.isfinite().all():
+            row = int((~read.isfinite()).any(1).nonzero()[0])
             raise NonFiniteError(f"row {start + row} has entries that are NaN or infinite")
+        piece = read.double()
         own = piece.mean(0)
         difference, total = own - mean, n + len(piece)
         squares += ((piece - own) ** 2).sum(0) + difference**2 * (n * len(piece) / total)
