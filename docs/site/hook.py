@@ -1,0 +1,76 @@
+"""MkDocs' hook: the generated pages, links to files outside docs/, and Markdown in which `<` is a character."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+import api_pages
+import error_pages
+import method_pages
+from markdown import Extension, Markdown
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from backlight.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[2]
+INCLUDED = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}  # of the repository's root
+LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
+
+
+class PlainAngles(Extension):
+    """No raw HTML: formulas such as `<v, z>` in docstrings and guides are text."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        md.preprocessors.deregister("html_block")
+        md.inlinePatterns.deregister("html")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    config.markdown_extensions.append(PlainAngles())  # type: ignore[arg-type]
+    sections = {title: pages for entry in config.nav or () for title, pages in entry.items()}
+    sections["Methods"] += [
+        {family: [f"methods/{name}.md" for name in METHODS if method_pages.entries()[name]["family"] == family]}
+        for family in method_pages.FAMILIES
+    ]
+    sections["API"] += [f"api/{room}.md" for room in api_pages.ROOMS]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for address, text in generated().items():
+        files.append(File.generated(config, address, content=text))
+    return files
+
+
+def generated() -> dict[str, str]:
+    """`{address: Markdown}` of every page that is not a file of docs/."""
+    pages = {**method_pages.pages(), **error_pages.pages(), **api_pages.pages()}
+    for file, address in INCLUDED.items():
+        text = (ROOT / file).read_text(encoding="utf-8")
+        pages[address] = LINK.sub(lambda found: f"]({found[1].removeprefix('docs/')}{found[2] or ''})", text)
+    return pages
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    return with_links_inside(markdown, page.file.src_uri)
+
+
+def with_links_inside(markdown: str, address: str) -> str:
+    """Links to the repository's files outside docs/: to their page where they have one, else their path as code."""
+
+    def inside(found: re.Match[str]) -> str:
+        text, target, anchor = found[1], found[2], found[3] or ""
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(address), target))
+        if "://" in target or not path.startswith("../"):
+            return found[0]
+        path = path.removeprefix("../")
+        if path in INCLUDED:
+            return f"[{text}]({posixpath.relpath(INCLUDED[path], posixpath.dirname(address) or '.')}{anchor})"
+        return f"{text} (`{path}`)"
+
+    return re.sub(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)", inside, markdown)
