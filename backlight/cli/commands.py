@@ -38,6 +38,7 @@ from backlight.cli.options import (
     Temperature,
     Weights,
 )
+from backlight.cli.report import report
 from backlight.cli.retina import retina
 from backlight.errors import BacklightError, ImageError
 
@@ -263,6 +264,7 @@ app.add_typer(graph)
 app.command()(cafe)
 app.command()(attack)
 app.add_typer(retina)
+app.add_typer(report)
 
 
 @app.command()

@@ -1,0 +1,56 @@
+"""What results look like in a notebook and in a console. The drawing itself is `backlight.viz`'s, fetched on use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+FEW, LONG = 4, 60  # entries and characters that a short repr shows
+
+
+class Displayed:
+    """A result that notebooks draw: `_repr_html_`, and a `repr` with shapes in place of numbers.
+
+    Dataclasses take the latter with `repr=False`.
+    """
+
+    def _repr_html_(self) -> str:
+        from backlight.viz.rich_display import html_of
+
+        return html_of(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(_told(self))})"
+
+
+def _told(result: Any) -> Iterator[str]:
+    for one in fields(result):
+        value = getattr(result, one.name)
+        if one.repr and value is not None and not (isinstance(value, (Mapping, tuple, list)) and not value):
+            yield f"{one.name}={short(value)}"
+
+
+def short(value: Any) -> str:
+    """A value in some words: tensors by type and shape, modules by class, containers by their first entries."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    if isinstance(value, Mapping):
+        some = [f"{key}: {short(entry)}" for key, entry in list(value.items())[:FEW]]
+        return "{" + ", ".join([*some, *_more(len(value))]) + "}"
+    if isinstance(value, (tuple, list)):
+        some = [short(entry) for entry in value[:FEW]]
+        return "[" + ", ".join([*some, *_more(len(value))]) + "]"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.4g}"
+    text = repr(value)
+    return text if len(text) <= LONG and "\n" not in text else f"{type(value).__name__}(...)"
+
+
+def _more(count: int) -> list[str]:
+    return [f"... {count - FEW} more"] if count > FEW else []
