@@ -23,12 +23,16 @@ def drawn_map(
     cent, at which the colours end; the scale is its value, and stands at the ends of the bar below.
     """
     values, scale = signed_map(attribution, percentile / 100)
-    grow = max(1, round(SIDE / max(picture.size)))
-    size = (picture.width * grow, picture.height * grow)
     colours = Image.fromarray(_colours()[np.round((values + 1) * 127.5).astype(np.uint8)])
-    under = picture.convert("L").convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    over = colours.resize(size, Image.Resampling.NEAREST)
+    under = enlarged(picture.convert("L").convert("RGB"))
+    over = colours.resize(under.size, Image.Resampling.NEAREST)
     return _with_bar(Image.blend(under, over, opacity), scale), scale
+
+
+def enlarged(picture: Image.Image) -> Image.Image:
+    """A picture a whole number of times its size, so that its longer side is about `SIDE`."""
+    grow = max(1, round(SIDE / max(picture.size)))
+    return picture.resize((picture.width * grow, picture.height * grow), Image.Resampling.BICUBIC)
 
 
 def _with_bar(drawn: Image.Image, scale: float) -> Image.Image:

@@ -14,7 +14,7 @@ from backlight.app.computation import Watch
 from backlight.app.predictions import Prediction, chosen_class, network_input, outputs, prediction
 from backlight.engine.sites import FEATURES
 from backlight.engine.targets import Contrast, Target
-from backlight.methods import METHODS, Method, method
+from backlight.methods import Method, method
 from backlight.models import LoadedModel, PixelModel, resolve_layer
 from backlight.shapes import Float
 
@@ -94,8 +94,3 @@ def placed(built: Method, front: PixelModel) -> Method:
         return built
     resolve_layer(front.network, layer.partition(":")[0].partition("#")[0])
     return replace(built, layer=f"network.{layer}")  # type: ignore[call-arg]
-
-
-def offered_methods() -> list[str]:
-    """The methods of the registry that explain; those that move the picture belong to another tab."""
-    return [name for name in METHODS if not method(name).moves_input]

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-import torch
 from PIL import Image
 
 from backlight.app.messages import telling, told
-from backlight.app.predictions import PREDICTED, best, class_choices, network_input, outputs
+from backlight.app.predictions import PREDICTED, best, class_choices, grey_input, network_input, outputs
 from backlight.app.uploads import read_upload
 from backlight.app.workspace import Workspace, model_names
 from backlight.data.samples import sample_images
@@ -123,10 +122,7 @@ def outputs_of(loaded: LoadedModel) -> int:
     """How many outputs a network has; where they have no names, it is asked with a grey picture."""
     if loaded.classes.names:
         return len(loaded.classes)
-    height, width = loaded.preprocessing.size
-    parameter = next(loaded.model.parameters(), None)
-    grey = torch.zeros(1, 3, height, width, device=None if parameter is None else parameter.device)
-    return outputs(loaded, grey).shape[1]
+    return outputs(loaded, grey_input(loaded)).shape[1]
 
 
 def _offered() -> list[str]:

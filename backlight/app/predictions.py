@@ -43,6 +43,12 @@ def network_input(loaded: LoadedModel, picture: Image.Image | None) -> Float[Ten
     return x if parameter is None else x.to(parameter.device)
 
 
+def grey_input(loaded: LoadedModel) -> Float[Tensor, "1 3 H W"]:
+    """A grey picture as the network's input, for what does not depend on the picture."""
+    parameter = next(loaded.model.parameters(), None)
+    return torch.zeros(1, 3, *loaded.preprocessing.size, device=None if parameter is None else parameter.device)
+
+
 def outputs(loaded: LoadedModel, x: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N K"]:
     """The network's outputs for pictures in [-1, 1]. Raises `TargetError` where they are not one row a picture."""
     with torch.no_grad():

@@ -20,7 +20,9 @@ WAITING = 32  # requests in the queue; the next one is told to come back
 KEEP = (600, 3600)  # seconds: every ten minutes, files older than an hour go
 TITLE = "Backlight"
 STYLE = """
-.quiet, .quiet p { font-size: 0.85rem; color: var(--body-text-color-subdued); }
+.quiet, .quiet p { font-size: 0.9rem; color: var(--body-text-color-subdued); }
+#maps img { object-fit: contain !important; }
+#field-picture img { cursor: crosshair; }
 @media (max-width: 480px) { .gradio-container { padding: 0.5rem !important; } }
 """
 
@@ -76,4 +78,11 @@ def serve(
 def _theme() -> Any:
     """Fonts of the visitor's own machine: nothing is fetched."""
     fonts = ("system-ui", "-apple-system", "Segoe UI", "sans-serif")
-    return gr.themes.Default(font=fonts, font_mono=("ui-monospace", "Consolas", "monospace"))
+    theme = gr.themes.Default(
+        primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=("ui-monospace", "Consolas", "monospace")
+    )
+    dim, dim_dark = "*neutral_600", "*neutral_300"  # Gradio's own greys are too pale to read
+    return theme.set(
+        body_text_color_subdued=dim, body_text_color_subdued_dark=dim_dark, block_info_text_color=dim,
+        block_info_text_color_dark=dim_dark,
+    )  # fmt: skip
