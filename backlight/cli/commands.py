@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from backlight import __version__
 from backlight.cli import console
+from backlight.cli.app import start_app
 from backlight.cli.attack import attack
 from backlight.cli.benchmarking import benchmark
 from backlight.cli.cafe import cafe
@@ -263,6 +264,7 @@ app.add_typer(concepts)
 app.add_typer(graph)
 app.command()(cafe)
 app.command()(attack)
+app.command("app")(start_app)
 app.add_typer(retina)
 app.add_typer(report)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backlight.cli.graph_diagnosis import diagnose
+from backlight.cli.graph_validation import validate
 from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Random, Weights
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def diff(
 
 
 graph.command()(diagnose)
+graph.command()(validate)
 
 
 def steps() -> Any:
@@ -218,17 +220,17 @@ def show_graph(found: ConceptGraph, count: int, sign: str) -> None:
         table.add_row(
             escape(a), str(layer["atoms"]), f"{layer['relative_error']:.2f}", escape(b), *masses, _gap(found, a, b)
         )
-    _print(table)
+    print_table(table)
     table = _table("strongest edges", "from", "to", "weight", "share")
     for node in found.graph:
         for parent, edge in list(found.edges_into(node))[:count]:
             table.add_row(_named(found, parent), _named(found, node), f"{edge['weight']:+.3g}", f"{edge['share']:+.0%}")
-    _print(table)
+    print_table(table)
     table = _table("routes", "class", "strength", "route")
     for number in found.classes:
         for route in found.routes(number, count, sign):
             table.add_row(str(number), f"{route.strength:+.2g}", escape(" > ".join(route.nodes[:-1])))
-    _print(table)
+    print_table(table)
 
 
 def show_difference(found: GraphDifference, count: int) -> None:
@@ -240,11 +242,11 @@ def show_difference(found: GraphDifference, count: int) -> None:
     table = _table("importance", "node", "first", "second", "difference")
     for one in found.nodes[:count]:
         table.add_row(escape(f"{one.node} {one.label}"), *_cells(one.importance))
-    _print(table)
+    print_table(table)
     table = _table("shares", "from", "to", "first", "second", "difference")
     for edge in found.edges[:count]:
         table.add_row(escape(edge.source), escape(edge.target), *_cells(edge.share))
-    _print(table)
+    print_table(table)
     for where, nodes in (("first", found.only_first), ("second", found.only_second)):
         if nodes:
             print(f"only in the {where}: {', '.join(nodes)}")
@@ -290,7 +292,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)

@@ -26,8 +26,10 @@ from backlight.data import ClassNames, Preprocessing
 from backlight.data.labelled import LabelledFolder
 from backlight.errors import InputError, UnknownNameError
 from backlight.graph.build import build_graph
+from backlight.graph.coded import code_sites
 from backlight.graph.concept_graph import ConceptGraph
 from backlight.graph.layers_fitted import layer_of, open_layers, tags_of
+from backlight.graph.validation import Protocol, strongest, validate
 from backlight.models import LoadedModel
 
 app = typer.Typer()
@@ -116,6 +118,31 @@ def test_build_show_and_diff(place: Path, tmp_path: Path) -> None:
     assert between == graphs[0].difference(graphs[1], ("red", "red")).as_json()
     told = run("diff", files[0], files[0], "--class", "red", "--class", "blue", "--count", 3).stdout
     assert "class 0 in the first, 2 in the second" in told
+
+
+def test_validate_says_what_the_curves_say(place: Path) -> None:
+    folders = [word for site in reversed(SITES) for word in ("--concepts", place / site)]
+    call = ("validate", place / "pictures" / "0.png", *folders, "--targets", 2, "--points", 5)
+    told = json.loads(run(*call, "--operator", "IntegratedGradients,Random", "--json").stdout)
+    assert [(one["from"], one["to"]) for one in told["rows"][::2]] == [SITES[:2], SITES[1:]]
+    loaded = network()
+    layers = open_layers([place / site for site in SITES], model=loaded.model)
+    x = loaded.preprocessing.tensor(place / "pictures" / "0.png")[None]
+    coded = code_sites(loaded.model, x, {site: (one.encode, one.atoms, one.offset) for site, one in layers.items()})
+    parents, children = coded["first"], coded["second"]
+    one = validate(
+        loaded.model, x, parents, children, strongest(children, 2),
+        {"IntegratedGradients": "IntegratedGradients"}, Protocol(points=5),
+    ).curves["IntegratedGradients"]  # fmt: skip
+    row = told["rows"][0]
+    assert row["insertion max"] == pytest.approx(float(one.insertion[0].nanmean()), rel=1e-6)
+    assert row["deletion max"] == pytest.approx(float(one.deletion[0].nanmean()), rel=1e-6)
+    assert -1 <= row["spearman"] <= 1
+    assert "first > second" in run(*call, "--operator", "GradientTimesInput").stdout
+    with pytest.raises(InputError, match="two or more"):
+        run("validate", place / "pictures" / "0.png", "-c", place / "first")
+    with pytest.raises(UnknownNameError, match="IntegratedGradients"):
+        run(*call, "--operator", "IntegratedGradient")
 
 
 def test_wrong_calls(place: Path, tmp_path: Path) -> None:
