@@ -74,8 +74,10 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
 def _results(methods: gr.Dropdown, against: gr.Dropdown, given: gr.State) -> _Parts:
     status = gr.Markdown(elem_id="explain-status")
     with gr.Row():
-        opacity = gr.Slider(0, 1, 0.75, step=0.05, label="Opacity of the map", elem_id="opacity")
-        percentile = gr.Slider(90, 100, 99.5, step=0.1, label="Percentile where colours end", elem_id="percentile")
+        opacity = gr.Slider(0, 1, 0.75, step=0.05, label="Opacity of the map", elem_id="opacity", min_width=250)
+        percentile = gr.Slider(
+            90, 100, 99.5, step=0.1, label="Percentile where colours end", elem_id="percentile", min_width=250
+        )  # fmt: skip
     maps = gr.Gallery(
         label="Maps: red speaks for the class, blue against it, white is zero", columns=4, height="auto",
         object_fit="contain", elem_id="maps", fit_columns=False, interactive=False, buttons=["download", "fullscreen"],

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from backlight.app.header import header
 from backlight.app.workspace import Workspace
+from backlight.errors import InputError
 
 TABS = ("explain", "change", "concepts", "graph", "contributions")
-LOCAL = ("127.0.0.1", "localhost", "::1")
 WAITING = 32  # requests in the queue; the next one is told to come back
+SESSIONS = 100  # whose results are kept; those used longest ago go
 KEEP = (600, 3600)  # seconds: every ten minutes, files older than an hour go
 TITLE = "Backlight"
-STYLE = """
-.quiet, .quiet p { font-size: 0.9rem; color: var(--body-text-color-subdued); }
-#maps img { object-fit: contain !important; }
-#field-picture img { cursor: crosshair; }
-@media (max-width: 480px) { .gradio-container { padding: 0.5rem !important; } }
-"""
+STYLE = Path(__file__).with_name("page.css")
 
 
 def build(workspace: Workspace | None = None) -> gr.Blocks:
@@ -51,27 +49,22 @@ def serve(
     No path of this machine can be read from outside: uploads and results lie in a folder of the server's own, which
     goes with it. `port` None: any free one from 7860 on.
     """
-    workspace = workspace or Workspace()
     folder = tempfile.mkdtemp(prefix="backlight-app-")  # readable by this user alone
-    before = os.environ.get("GRADIO_TEMP_DIR")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = folder
+    workspace = workspace or Workspace()
+    page = build(workspace)
     try:
-        page = build(workspace)
         _, address, _ = page.launch(
             server_name=host, server_port=port, prevent_thread_lock=True, share=False, show_error=False, quiet=True,
             inbrowser=open_browser, allowed_paths=[], max_file_size=workspace.max_upload_bytes,
-            enable_monitoring=False, ssr_mode=False, mcp_server=False, footer_links=[], theme=_theme(), css=STYLE,
-            state_session_capacity=100, strict_cors=True,
+            enable_monitoring=False, ssr_mode=False, mcp_server=False, run_history=False, footer_links=[],
+            theme=_theme(), css_paths=STYLE, state_session_capacity=SESSIONS, strict_cors=True,
         )  # fmt: skip
-        if wait:
-            page.block_thread()
-    finally:
-        if wait:
-            shutil.rmtree(folder, ignore_errors=True)
-        if before is None:
-            del os.environ["GRADIO_TEMP_DIR"]
-        else:
-            os.environ["GRADIO_TEMP_DIR"] = before
+    except OSError as error:
+        raise InputError(f"cannot serve on port {port} of {host}: {str(error).splitlines()[0]}") from None
+    if wait:
+        page.block_thread()
     return page, address
 
 
