@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-FEW, LONG = 4, 60  # entries and characters that a short repr shows
+FEW, LONG, MOST = 4, 60, 400  # entries, characters of one, and characters in all that a short repr shows
 
 
 class Displayed:
@@ -24,7 +24,8 @@ class Displayed:
         return html_of(self)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(_told(self))})"
+        said = ", ".join(_told(self))
+        return f"{type(self).__name__}({said if len(said) <= MOST else said[: MOST - 1] + '…'})"
 
 
 def _told(result: Any) -> Iterator[str]:
@@ -34,22 +35,26 @@ def _told(result: Any) -> Iterator[str]:
             yield f"{one.name}={short(value)}"
 
 
-def short(value: Any) -> str:
+def short(value: Any, inside: bool = False) -> str:
     """A value in some words: tensors by type and shape, modules by class, containers by their first entries."""
     if isinstance(value, (Tensor, np.ndarray)):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, nn.Module):
         return type(value).__name__
+    if isinstance(value, (Mapping, tuple, list)) and inside and len(value) > FEW:
+        return f"<{len(value)} entries>"
     if isinstance(value, Mapping):
-        some = [f"{key}: {short(entry)}" for key, entry in list(value.items())[:FEW]]
+        some = [f"{key}: {short(entry, True)}" for key, entry in list(value.items())[:FEW]]
         return "{" + ", ".join([*some, *_more(len(value))]) + "}"
     if isinstance(value, (tuple, list)):
-        some = [short(entry) for entry in value[:FEW]]
+        some = [short(entry, True) for entry in value[:FEW]]
         return "[" + ", ".join([*some, *_more(len(value))]) + "]"
     if isinstance(value, (float, np.floating)):
         return f"{value:.4g}"
+    if isinstance(value, str):
+        return repr(value if len(value) <= LONG else value[: LONG - 1] + "…")
     text = repr(value)
-    return text if len(text) <= LONG and "\n" not in text else f"{type(value).__name__}(...)"
+    return text if len(text) <= LONG and "\n" not in text and " at 0x" not in text else f"{type(value).__name__}(...)"
 
 
 def _more(count: int) -> list[str]:

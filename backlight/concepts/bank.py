@@ -19,6 +19,7 @@ from backlight.contributions.collector import ContributionCollector
 from backlight.data.classes import ClassNames
 from backlight.data.images import Preprocessing
 from backlight.data.labelled import LabelledFolder
+from backlight.displayed import Displayed
 from backlight.engine.targets import Target
 from backlight.errors import InputError
 from backlight.evaluation.identity import model_hash
@@ -29,7 +30,7 @@ from backlight.store import ArraySamples, Progress, Rows, Store, extract
 from backlight.store.extraction import BATCH, BLOCK
 
 
-class Bank:
+class Bank(Displayed):
     """PFVs of some sites, a row each, in the images' order; `make_bank` makes one, `Bank.open` reads it.
 
     A bank that is being made can be read: the images that are finished when it is opened.

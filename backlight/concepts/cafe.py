@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from backlight.concepts.attributors import LatentAttributor, LatentScores, attributor
 from backlight.concepts.latent_units import BATCH, LatentTask, choose_tokens, layout_at, placed, stream
 from backlight.decompositions import Decomposition
+from backlight.displayed import Displayed
 from backlight.engine.evaluation import Cost
 from backlight.methods.token_fields import TokenScores
 from backlight.methods.token_layout import TokenLayout
 from backlight.shapes import Float, Int
 
 
-@dataclass(frozen=True, eq=False)
-class LatentFields:
+@dataclass(frozen=True, eq=False, repr=False)
+class LatentFields(Displayed):
     """Of T latents, each on its image: where it fires, and where it looks.
 
     `activation` `[T, h, w]`: z_k at the patches; `prefix_activation` `[T, P]`: at the class token (first) and

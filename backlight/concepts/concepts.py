@@ -22,6 +22,7 @@ from backlight.decompositions import Decomposition
 from backlight.decompositions.checkpoints import content
 from backlight.decompositions.decomposition import Progress
 from backlight.decompositions.folder import read_json, read_tensors
+from backlight.displayed import Displayed
 from backlight.errors import InputError, UnknownNameError
 from backlight.evaluation.identity import combined_hash, names_hash, plain, tensor_hash
 from backlight.shapes import Float
@@ -30,7 +31,7 @@ from backlight.store.rows import Rows, TensorRows
 OWN = "encoder"  # the codes that the dictionary itself gives
 
 
-class Concepts:
+class Concepts(Displayed):
     """A fitted dictionary with its bank, site and codes. `fit_concepts` makes one, `Concepts.open` reads it.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from backlight.contributions.algorithms import Algorithm, as_algorithm
 from backlight.contributions.occasion import Occasion, is_plain
+from backlight.displayed import Displayed
 from backlight.engine.attribution import checked_inputs, pass_limit
 from backlight.engine.coverage import Coverage
 from backlight.engine.evaluation import (
@@ -27,8 +28,8 @@ from backlight.errors import NonFiniteError
 from backlight.shapes import Float
 
 
-@dataclass
-class Contributions:
+@dataclass(repr=False)
+class Contributions(Displayed):
     """What `contribute` returns, nothing of it attached to a graph.
 
     `values`, `activations`, `gradients`: `{site: [N, *site shape]}`, the contributions and what was read at the input;

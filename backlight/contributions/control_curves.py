@@ -24,6 +24,7 @@ from backlight.contributions.control_outcomes import Condition, Outcomes, donor_
 from backlight.contributions.control_trials import Trial
 from backlight.contributions.reduction import Layout
 from backlight.data.hierarchy import Concept
+from backlight.displayed import Displayed
 from backlight.errors import InputError, UnknownNameError
 from backlight.evaluation.identity import combined_hash, differences, model_hash, plain, tensor_hash, versions
 from backlight.evaluation.journal import whole, write_text
@@ -36,8 +37,8 @@ SIDES = ("target", "off-target")
 RUN, TRIALS = "run.json", "trials"
 
 
-@dataclass(frozen=True)
-class ControlCurves:
+@dataclass(frozen=True, repr=False)
+class ControlCurves(Displayed):
     """Accuracies, of each trial.
 
     Attributes:

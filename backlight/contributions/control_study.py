@@ -18,6 +18,7 @@ from backlight.contributions.control_outcomes import channel_count
 from backlight.contributions.control_trials import IMAGES, TRIALS, Trial, every_concept, paper_trials
 from backlight.data.classes import ClassNames
 from backlight.data.hierarchy import Concept
+from backlight.displayed import Displayed
 from backlight.errors import InputError, UnknownNameError
 from backlight.evaluation.identity import model_hash
 from backlight.evaluation.samples import Samples
@@ -115,8 +116,8 @@ def class_concepts(
     return found
 
 
-@dataclass(frozen=True)
-class ControlStudy:
+@dataclass(frozen=True, repr=False)
+class ControlStudy(Displayed):
     """What `control_study` prepared: `design` and `split`; `measure` runs it, `edits` are what it does."""
 
     model: nn.Module

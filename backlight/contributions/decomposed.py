@@ -13,6 +13,7 @@ from torch import Tensor
 
 from backlight.decompositions.decomposition import Decomposition
 from backlight.decompositions.folder import read_json, read_tensors
+from backlight.displayed import Displayed
 from backlight.errors import InputError
 from backlight.shapes import Bool, Float
 from backlight.store.rows import Rows
@@ -41,8 +42,8 @@ class ArrayRows:
         return torch.from_numpy(np.array(self._array[start:stop], dtype=np.float32))
 
 
-@dataclass
-class Decomposed:
+@dataclass(repr=False)
+class Decomposed(Displayed):
     """A decomposition of a site's rows, with the loadings of all of them, in the order of the store.
 
     Attributes:

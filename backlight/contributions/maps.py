@@ -13,6 +13,7 @@ from backlight.contributions.input_decomposition import InputDecomposition, as_i
 from backlight.contributions.linearisation import Linearisation
 from backlight.contributions.occasion import is_plain
 from backlight.contributions.reduction import Layout, layout_of
+from backlight.displayed import Displayed
 from backlight.engine.attribution import checked_inputs, pass_limit
 from backlight.engine.coverage import Coverage
 from backlight.engine.evaluation import Cost, Evaluator, check_evaluation_mode, halved_on_lack_of_memory
@@ -24,8 +25,8 @@ from backlight.errors import InputError, NonFiniteError
 from backlight.shapes import Float
 
 
-@dataclass
-class ContributionMaps:
+@dataclass(repr=False)
+class ContributionMaps(Displayed):
     """What `contribution_maps` returns, of M sets of channels at N samples; nothing of it attached to a graph.
 
     `total`: `[M, N, *input]`, the signed map. `positive`, `negative`: its parts that pass through units (channels at

@@ -21,6 +21,7 @@ from backlight.decompositions.folder import (
     write_tensors,
 )
 from backlight.decompositions.scaling import kept
+from backlight.displayed import Displayed
 from backlight.errors import InputError, UnknownNameError
 from backlight.shapes import Float, Int
 from backlight.store.rows import Rows, TensorRows
@@ -59,7 +60,7 @@ Progress = Callable[[Epoch], None]
 
 
 @dataclass(kw_only=True)
-class Decomposition:
+class Decomposition(Displayed):
     """Modes `[K, C]`, and the loadings `[n, K]` that rows `[n, C]` have of them. Subclasses fit, encode and decode.
 
     `n_modes`: a number, or a multiple of the channels as "3x". `seed`: of all draws.

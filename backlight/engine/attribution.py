@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backlight.displayed import Displayed
 from backlight.engine.coverage import Coverage
 from backlight.engine.evaluation import Cost, Evaluator, halved_on_lack_of_memory, input_sites, resolve_sites
 from backlight.engine.paths import Ascent, Inputs, Line, Noise, Parameters, Point, Step, WeightNoise
@@ -22,8 +23,8 @@ from backlight.shapes import Float
 Path = Point | Line | Noise | WeightNoise | Ascent
 
 
-@dataclass
-class Attribution:
+@dataclass(repr=False)
+class Attribution(Displayed):
     """What `attribute` returns.
 
     `values`: `{site: Tensor}`, of the site's shape unless the readout reduces it. `scores`: `[N]`, the target at the

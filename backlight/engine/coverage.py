@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from backlight.displayed import Displayed
+
 
 @dataclass(frozen=True)
 class CoverageRow:
@@ -20,7 +22,7 @@ class CoverageRow:
     layers: tuple[str, ...]
 
 
-class Coverage:
+class Coverage(Displayed):
     """Counts calls by operation and rule; iterates over its rows, most calls first."""
 
     def __init__(self) -> None:
@@ -52,6 +54,9 @@ class Coverage:
     def uncovered(self) -> tuple[CoverageRow, ...]:
         """The rows whose operations no rule answers for."""
         return tuple(row for row in self if row.rule == "gradient (no rule)")
+
+    def __repr__(self) -> str:
+        return f"Coverage({len(self._calls)} operations and rules, {sum(self._calls.values())} calls)"
 
     def __str__(self) -> str:
         rows = [("operation", "rule", "calls"), *((row.operation, row.rule, str(row.calls)) for row in self)]

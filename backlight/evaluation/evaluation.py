@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from backlight.displayed import Displayed
 from backlight.errors import InputError, UnknownNameError
 from backlight.evaluation import tables
 from backlight.evaluation.footnotes import Footnote, footnotes
@@ -33,8 +34,8 @@ class Skipped:
     reason: str
 
 
-@dataclass(eq=False)
-class Evaluation:
+@dataclass(eq=False, repr=False)
+class Evaluation(Displayed):
     """Rows by column, one for each sample and explanation, and what is derived from them.
 
     `rows`: sample, method, target, predicted, score (the target's output), data (a hash of what the sample was made

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backlight.displayed import Displayed
 from backlight.errors import InputError, MissingExtraError, UnknownNameError
 from backlight.evaluation.journal import write_text
 
@@ -38,8 +39,8 @@ def empty_graph() -> nx.DiGraph:
     return networkx.DiGraph()
 
 
-@dataclass(eq=False)
-class ConceptGraph:
+@dataclass(eq=False, repr=False)
+class ConceptGraph(Displayed):
     """A layered graph of concepts (iERF paper, section VI).
 
     `graph`: a `networkx.DiGraph`, whose nodes go by ids such as "blocks.2/17" and hold what the JSON says of them

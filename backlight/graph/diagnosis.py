@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backlight.displayed import Displayed
 from backlight.engine.targets import output_tensor
 from backlight.errors import InputError
 from backlight.graph.concept_graph import ConceptGraph
@@ -30,8 +31,8 @@ from backlight.models import LoadedModel
 from backlight.shapes import Float
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Displayed):
     """Two classes against each other, in one image.
 
     `true`, `predicted`: classes A and B. `graph`: of both. `concepts`: all nodes that are concepts, those that tell the

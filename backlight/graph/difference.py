@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from backlight.displayed import Displayed
 from backlight.errors import InputError
 from backlight.graph.concept_graph import CLASS, OUTPUT, ConceptGraph
 
@@ -50,8 +51,8 @@ class EdgeChange:
     weight: Change
 
 
-@dataclass(frozen=True)
-class GraphDifference:
+@dataclass(frozen=True, repr=False)
+class GraphDifference(Displayed):
     """What changes from a graph to another, for class `classes[0]` of the first and `classes[1]` of the second.
 
     `nodes`, `edges`: of both, the largest changes (of importance, of share) first. A node that only one has was chosen

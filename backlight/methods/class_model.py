@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backlight.data.images import Preprocessing
+from backlight.displayed import Displayed
 from backlight.engine.attribution import attribute
 from backlight.engine.evaluation import Cost, Evaluator
 from backlight.engine.paths import blur
@@ -32,8 +33,8 @@ READABLE: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class ClassImage:
+@dataclass(frozen=True, repr=False)
+class ClassImage(Displayed):
     """`image`: `[K, C, H, W]`, in the network's input space, one for each class.
 
     `scores`: `[n_steps + 1, K]`, S_c before each step and at the end (with `jitter`, of the shifted image that the step

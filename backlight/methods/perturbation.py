@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from backlight.displayed import Displayed
 from backlight.engine.attribution import Attribution
 from backlight.engine.paths import Inputs
 from backlight.engine.rules import GRADIENT, RuleSet
@@ -17,8 +18,8 @@ from backlight.methods.ascent import PullbackAscent
 from backlight.shapes import Float, Int
 
 
-@dataclass(frozen=True)
-class Perturbation:
+@dataclass(frozen=True, repr=False)
+class Perturbation(Displayed):
     """`points`: `[K + 1, N, ...]`, the inputs that were visited, start and end included; `outputs`: `[K + 1, N, C]`,
     the model's at each; `attribution`: the ascent's, with its coverage and cost; `target`: the class of each sample.
     """

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backlight.data.images import Picture, as_image
+from backlight.displayed import Displayed
 from backlight.errors import InputError, MissingExtraError, UnknownNameError
 from backlight.methods.position_maps import resized
 from backlight.shapes import Bool, Float, Int, UInt8
@@ -20,8 +21,8 @@ Box = tuple[int, int, int, int]
 REDUCTIONS = ("magnitude", "positive")
 
 
-@dataclass(frozen=True)
-class Segmentation:
+@dataclass(frozen=True, repr=False)
+class Segmentation(Displayed):
     """`mask`: the object's pixels. `box`: the smallest that holds them, (x0, y0, x1, y1), half-open, in pixels.
 
     `saliency`: the map that the seeds were taken from, at the image's size. `seeds`: 1 foreground, -1 background, 0

@@ -8,12 +8,13 @@ from torch import nn
 
 from backlight.data.classes import ClassNames
 from backlight.data.images import Preprocessing
+from backlight.displayed import Displayed
 from backlight.models.checkpoints import Weights
 from backlight.models.pixels import PixelModel
 
 
-@dataclass(frozen=True)
-class LoadedModel:
+@dataclass(frozen=True, repr=False)
+class LoadedModel(Displayed):
     """A network with what is needed to use it.
 
     - `model`: in evaluation mode, of its own class; takes normalised inputs `[N, 3, H, W]`;

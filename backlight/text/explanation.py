@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from backlight.displayed import Displayed
 from backlight.engine.coverage import Coverage
 from backlight.engine.evaluation import Cost
 from backlight.engine.sites import INPUT
@@ -28,8 +29,8 @@ from backlight.text.question import ask
 READOUTS = ("sum", "norm")
 
 
-@dataclass(frozen=True, eq=False)
-class ExplainedText:
+@dataclass(frozen=True, eq=False, repr=False)
+class ExplainedText(Displayed):
     """The relevance of each token of a text for what was asked.
 
     Attributes:

@@ -94,7 +94,7 @@ def pixels(image: Float[Array, "3 H W"]) -> UInt8[np.ndarray, "H W 3"]:
     return ((_numpy(image).transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
-def picture(shown: UInt8[np.ndarray, "H W 3"], alt: str, class_: str = "") -> Markup:
+def picture(shown: UInt8[np.ndarray, "H W 3"], alt: str, class_: str = "", style: str | None = None) -> Markup:
     """An image element that holds its own WebP."""
     image = Image.fromarray(shown)
     exact = max(image.size) <= SMALL
@@ -104,7 +104,7 @@ def picture(shown: UInt8[np.ndarray, "H W 3"], alt: str, class_: str = "") -> Ma
     kinds = " ".join(part for part in (class_, "exact" if exact else "") if part)
     return tag(
         "img", alt=alt, src=data_uri(held.getvalue(), "image/webp"), width=shown.shape[1], height=shown.shape[0],
-        class_=kinds or None,
+        class_=kinds or None, style=style,
     )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def data_uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def signed_picture(attribution: Array, alt: str) -> tuple[Markup, float]:
+def signed_picture(attribution: Array, alt: str, style: str | None = None) -> tuple[Markup, float]:
     """(the picture of a signed map in the colours of all figures, its scale).
 
     Raises:
@@ -121,7 +121,7 @@ def signed_picture(attribution: Array, alt: str) -> tuple[Markup, float]:
         MissingExtraError: matplotlib is not installed.
     """
     values, scale = signed_map(attribution)
-    return picture(coloured(values), alt, "map"), scale
+    return picture(coloured(values), alt, "map", style), scale
 
 
 def coloured(values: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
@@ -141,15 +141,17 @@ def scale_bar(scale: float) -> Markup:
     return tag("span", strip, tag("span", *ends, class_="ends"), class_="scale")
 
 
-def figure_picture(figure: Figure, alt: str, dpi: int = 110) -> Markup:
-    """A matplotlib figure as a PNG in an image element, at its size in CSS pixels."""
-    held = io.BytesIO()
+def figure_picture(figure: Figure, alt: str, dpi: int = 144) -> Markup:
+    """A matplotlib figure in an image element, at its size in CSS pixels, at most as wide as the page."""
+    held, packed = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks
         figure.savefig(held, format="png", dpi=dpi)
+    with Image.open(held) as image:
+        image.convert("RGB").save(packed, "WEBP", quality=QUALITY, method=4)
     width, height = figure.get_size_inches() * 96
     return tag(
-        "img", alt=alt, src=data_uri(held.getvalue(), "image/png"), width=round(width), height=round(height),
+        "img", alt=alt, src=data_uri(packed.getvalue(), "image/webp"), width=round(width), height=round(height),
         class_="figure",
     )  # fmt: skip
 
