@@ -21,11 +21,10 @@ from backlight.app.mode_control import (
     most_active,
     open_modes,
 )
-from backlight.app.opened import Opened, by_name, check_model, decompositions, without_paths
+from backlight.app.opened import Opened, by_name, check_model, decompositions, number_of, without_paths
 from backlight.app.rendering import picture, rendered
 from backlight.app.tables import html_table, share
 from backlight.app.workspace import Workspace
-from backlight.errors import InputError
 
 NOTHING = (
     "No decomposed contributions are open here. Make some with `backlight extract --data PICTURES --out store` and "
@@ -127,7 +126,7 @@ def _control_part(page: _Page, chosen: Chosen, which: Any, mode: Any, status: An
         name: str | None, mode: Any, action: str, percent: float,
     ) -> Iterator[Any]:  # fmt: skip
         loaded, found = page.with_model(name, model, weights, names)
-        number, count = mode_number(mode), max(1, round(found.width * percent / 100))
+        number, count = number_of("mode", mode), max(1, round(found.width * percent / 100))
         running = Running(page.workspace.lock, lambda w: controlled(found, loaded, image, number, count, action))
         for words in running:
             yield words, gr.skip()
@@ -151,7 +150,7 @@ def _maps_part(page: _Page, chosen: Chosen, which: Any, mode: Any, status: Any) 
         name: str | None, mode: Any, top: float,
     ) -> Iterator[Any]:  # fmt: skip
         loaded, found = page.with_model(name, model, weights, names)
-        numbers, count = [mode_number(mode)], min(int(top), found.width)
+        numbers, count = [number_of("mode", mode)], min(int(top), found.width)
 
         def work(watch: Any) -> Image.Image:
             with without_paths():
@@ -165,14 +164,6 @@ def _maps_part(page: _Page, chosen: Chosen, which: Any, mode: Any, status: Any) 
     return start.click(
         run, [*chosen.inputs, which, mode, top], [status, drawn], api_name="map_mode", show_progress_on=drawn, **MODEL
     )
-
-
-def mode_number(given: Any) -> int:
-    """The number of a mode, chosen or typed. Raises `InputError` for anything else."""
-    text = "" if given is None else str(given).strip()
-    if not text.isdecimal():
-        raise InputError("choose a mode first, or type its number" if not text else f"{text!r} is no number of a mode")
-    return int(text)
 
 
 def listing(found: OpenModes, rows: list[ModeRow], line: str) -> tuple[str, str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from backlight.app.computation import Watch
+from backlight.app.correlates import LEAST, correlation_note, imagenet_above, joined_names, places_of
 from backlight.app.opened import Opened, without_paths
 from backlight.app.predictions import chosen_class, class_name, network_input, outputs, prediction
 from backlight.contributions.control import ACTIONS, ChannelEdit, control
@@ -21,11 +21,9 @@ from backlight.contributions.decomposed import REPORT, Decomposed, open_decompos
 from backlight.contributions.map_display import map_masks, masked
 from backlight.contributions.maps import contribution_maps
 from backlight.contributions.mode_sets import mode_sets
-from backlight.contributions.modes import CLASSES, CONCEPTS, LABELS, Modes, class_names, describe
+from backlight.contributions.modes import CLASSES, CONCEPTS, LABELS, class_names, describe
 from backlight.contributions.recipe import baseline_inputs
 from backlight.contributions.recollection import loadings_of
-from backlight.data import ClassNames
-from backlight.data.hierarchy import Hierarchy
 from backlight.errors import BacklightError, InputError, UnknownNameError
 from backlight.models import LoadedModel
 from backlight.shapes import Float
@@ -33,8 +31,6 @@ from backlight.shapes import Float
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEAST = (10, 5, 3, 2)  # images a class needs, tried in turn
-WORDNET = re.compile(r"\.[nvars]\.\d\d$")  # of "dog.n.01"
 DRAWS = 5  # of random channels
 WORDS_APART = 3  # channels and classes that are named in a row
 
@@ -77,8 +73,7 @@ def open_modes(one: Opened) -> OpenModes:
 @lru_cache(maxsize=8)
 def _open(folder: Path, written: int) -> OpenModes:
     decomposed = open_decomposed(folder)
-    classes = class_names(decomposed)
-    above = Hierarchy.imagenet() if classes.names == ClassNames.imagenet().names else None
+    above = imagenet_above(class_names(decomposed))
     settings: dict[str, Any] = {"channels": False, "permutations": 0, "draws": 0, "hierarchy": above}
     for by in LABELS:
         for least in LEAST:
@@ -86,27 +81,11 @@ def _open(folder: Path, written: int) -> OpenModes:
                 found = describe(decomposed, by=by, min_images=least, **settings)
             except BacklightError:
                 continue
-            return OpenModes(decomposed, *_named(found), _note(found, by, least))
+            levels = (found.levels[one] for one in (CLASSES, CONCEPTS) if one in found.levels)
+            names, r = joined_names((one.concepts.names, one.modes.correlation.r) for one in levels)
+            return OpenModes(decomposed, names, r, correlation_note(by, least, found.counted))
     note = "No class has two pictures in the store: modes go by their channels alone."
     return OpenModes(decomposed, (), torch.zeros(len(decomposed.modes), 0), note)
-
-
-def _named(found: Modes) -> tuple[tuple[str, ...], Float[Tensor, "K M"]]:
-    """Classes, then sets of classes under other names, by WordNet's without its numbers."""
-    names: dict[str, Tensor] = {}
-    for level in (CLASSES, CONCEPTS):
-        if level in found.levels:
-            one = found.levels[level]
-            for place, name in enumerate(one.concepts.names):
-                names.setdefault(WORDNET.sub("", name).replace("_", " "), one.modes.correlation.r[:, place])
-    return tuple(names), torch.stack(list(names.values()), 1)
-
-
-def _note(found: Modes, by: str, least: int) -> str:
-    of = "classes" if by == "label" else "predictions"
-    note = f"r is the correlation with {of}, and with sets of classes, of at least {least} of {found.counted} pictures."
-    few = " With so few pictures a class, large ones are to be had by chance." if least < LEAST[0] else ""
-    return note + few
 
 
 @dataclass(frozen=True)
@@ -129,12 +108,7 @@ def listed(opened: OpenModes, search: str = "", count: int = 20) -> list[ModeRow
     """
     score = opened.decomposed.frequency.double()
     if opened.names:
-        places = [place for place, name in enumerate(opened.names) if search.strip().lower() in name.lower()]
-        if not places:
-            raise InputError(
-                f"no class of the store is called {search.strip()!r}; it has {', '.join(opened.names[:6])}"
-            )
-        score = opened.r[:, places].amax(1).double()
+        score = opened.r[:, places_of(opened.names, search)].amax(1).double()
     score = score.where(opened.decomposed.alive, -torch.inf)
     order = score.argsort(descending=True, stable=True)[:count].tolist()
     return [_row(opened, mode, float(score[mode])) for mode in order if score[mode] > -torch.inf]

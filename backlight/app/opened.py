@@ -56,6 +56,16 @@ def by_name(listed: Iterable[Opened], kind: str, name: str | None) -> Opened:
     return known[name]
 
 
+def number_of(kind: str, given: Any) -> int:
+    """The number of a mode or concept that was chosen, or typed. Raises `InputError` for anything else."""
+    text = "" if given is None else str(given).strip()
+    if not text.isdecimal():
+        raise InputError(
+            f"choose a {kind} first, or type its number" if not text else f"{text!r} is no {kind}'s number"
+        )
+    return int(text)
+
+
 def check_model(one: Opened, name: str) -> None:
     """Raises `InputError` where the model chosen above is another one."""
     if name.rpartition(":")[2] != one.model.rpartition(":")[2]:
