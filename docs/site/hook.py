@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import posixpath
 import re
-from pathlib import Path
 from typing import Any
 
 import api_pages
-import error_pages
+import generated
 import method_pages
 from markdown import Extension, Markdown
 from mkdocs.config.defaults import MkDocsConfig
@@ -17,9 +16,7 @@ from mkdocs.structure.pages import Page
 
 from backlight.methods import METHODS
 
-ROOT = Path(__file__).resolve().parents[2]
-INCLUDED = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}  # of the repository's root
-LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")  # [text](target#anchor)
 
 
 class PlainAngles(Extension):
@@ -42,18 +39,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    for address, text in generated().items():
+    for address, text in generated.pages().items():
         files.append(File.generated(config, address, content=text))
     return files
-
-
-def generated() -> dict[str, str]:
-    """`{address: Markdown}` of every page that is not a file of docs/."""
-    pages = {**method_pages.pages(), **error_pages.pages(), **api_pages.pages()}
-    for file, address in INCLUDED.items():
-        text = (ROOT / file).read_text(encoding="utf-8")
-        pages[address] = LINK.sub(lambda found: f"]({found[1].removeprefix('docs/')}{found[2] or ''})", text)
-    return pages
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
@@ -69,8 +57,8 @@ def with_links_inside(markdown: str, address: str) -> str:
         if "://" in target or not path.startswith("../"):
             return found[0]
         path = path.removeprefix("../")
-        if path in INCLUDED:
-            return f"[{text}]({posixpath.relpath(INCLUDED[path], posixpath.dirname(address) or '.')}{anchor})"
+        if path in generated.INCLUDED:
+            return f"[{text}]({posixpath.relpath(generated.INCLUDED[path], posixpath.dirname(address) or '.')}{anchor})"
         return f"{text} (`{path}`)"
 
-    return re.sub(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)", inside, markdown)
+    return LINK.sub(inside, markdown)

@@ -59,7 +59,7 @@ def page(name: str) -> str:
         shown,
         f"**Use it.** {entry['use']}",
         f"**When it misleads.** {entry['misleads']}",
-        f"## What is computed\n\n    {kind.formula}",
+        f"## What is computed\n\n```text\n{kind.formula}\n```",
         f"Source: {kind.source}.",
         rest,
         f"## Call it\n\n```python\n{snippet(name)}```",
