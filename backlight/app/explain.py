@@ -78,8 +78,9 @@ def _results(methods: gr.Dropdown, against: gr.Dropdown, given: gr.State) -> _Pa
         percentile = gr.Slider(
             90, 100, 99.5, step=0.1, label="Percentile where colours end", elem_id="percentile", min_width=250
         )  # fmt: skip
+    gr.Markdown("Red speaks for the class, blue against it, white is zero.", elem_classes="quiet")
     maps = gr.Gallery(
-        label="Maps: red speaks for the class, blue against it, white is zero", columns=4, height="auto",
+        label="Maps", show_label=False, columns=4, height="auto",
         object_fit="contain", elem_id="maps", fit_columns=False, interactive=False, buttons=["download", "fullscreen"],
     )  # fmt: skip
     table = gr.HTML(elem_id="explain-table")

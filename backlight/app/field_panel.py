@@ -62,7 +62,7 @@ def panel(workspace: Workspace, chosen: Chosen) -> None:
         loaded = workspace.model(name, weights, names)
         size = field_picture(loaded, image).size
         x, y = event.index
-        yield from show(loaded, image, layer, *position_at(x, y, size, grids.get(layer, (1, 1))))
+        yield from show(loaded, image, layer, *position_at(float(x), float(y), size, grids.get(layer, (1, 1))))
 
     @told
     def typed(

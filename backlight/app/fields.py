@@ -64,7 +64,9 @@ def field_layers(loaded: LoadedModel, watch: Watch) -> dict[str, tuple[int, int]
     operator = SRD(front).prepare(x)
     by_node: dict[int, str] = {}
     for name, node in operator.names.items():
-        if name not in OWN_NAMES and len(name) < len(by_node.get(node, name + " ")):
+        if name in OWN_NAMES or isinstance(front.get_submodule(name), nn.Identity):
+            continue
+        if len(name) < len(by_node.get(node, name + " ")):
             by_node[node] = name
     return {name.removeprefix(FRONT): operator.size(name) for _, name in sorted(by_node.items())}  # type: ignore[misc]
 

@@ -92,6 +92,8 @@ class Setting:
             return tuple(int(self._number(part)) for part in text.split(","))
         if self.name == "temperature" and text.startswith("relative:"):
             return Relative(self._number(text.removeprefix("relative:")))
+        if self.default is None and text == "zero":
+            return None
         if self.name in ("temperature", "baseline") and text not in CHOICES[self.name][:3]:
             return self._number(text)
         return text
