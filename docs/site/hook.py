@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from pathlib import Path
 from typing import Any
 
 import api_pages
@@ -35,7 +36,18 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         for family in method_pages.FAMILIES
     ]
     sections["API"] += [f"api/{room}.md" for room in api_pages.ROOMS]
+    if others := sorted(
+        path.name for path in Path(config.docs_dir).glob("*.md") if path.name not in listed(config.nav)
+    ):
+        sections["Guides"].append({"More": others})
     return config
+
+
+def listed(nav: Any) -> set[str]:
+    """The addresses in a navigation."""
+    if isinstance(nav, str):
+        return {nav}
+    return {address for part in (nav.values() if isinstance(nav, dict) else nav) for address in listed(part)}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
