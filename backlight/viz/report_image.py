@@ -132,7 +132,12 @@ def image_report(
         loaded, named, target, layers, places, dict(dictionaries or {}), top, internal_batch_size, folder,
         tuple(kinds), style,
     )  # fmt: skip
-    work = _Pages(asked, front, list(graphs), None if parts is None else Path(parts))
+    own = [one for one in graphs if one.about.get("model") in (None, loaded.name)]
+    for one in graphs:
+        if one not in own:
+            said = f"it is of {one.about['model']}, not of {loaded.name}"
+            failed[f"concept graph of {one.about.get('image') or 'a picture'}"] = said
+    work = _Pages(asked, front, own, None if parts is None else Path(parts))
     sections = []
     for done, (name, image) in enumerate(known.items()):
         if progress is not None:
