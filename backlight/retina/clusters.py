@@ -87,9 +87,12 @@ def cluster_cells(
 
 
 def cluster_rows(rows: Float[Tensor, "n K"], k: int, seed: int = 0) -> Int[Tensor, "n"]:
-    """k-means of frames by their standardised rows; fewer clusters where fewer rows differ."""
+    """k-means of frames by the direction of their rows, standardised; fewer clusters where fewer rows differ.
+
+    The length is left out: where a frame surprises more, all of its contributions are larger.
+    """
     cluster, _ = _sklearn()
-    x = standardised(rows).numpy()
+    x = standardised(rows / rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)).numpy()
     return torch.from_numpy(cluster.KMeans(min(k, len(x)), n_init=4, random_state=seed).fit(x).labels_).long()
 
 

@@ -101,6 +101,8 @@ def test_cells_fall_into_the_clusters_they_are_made_of() -> None:
     assert same.chance_high < 0.3
     assert torch.equal(found.labels, cluster_cells(patterns).labels)
     assert len(cluster_rows(patterns, 3).unique()) == 3
+    bright = patterns * 10 ** torch.linspace(0, 4, 18)[:, None]  # length says nothing
+    assert agreement(cluster_rows(bright, 3), cluster_rows(patterns, 3)).index == pytest.approx(1)
     alike = cluster_cells(torch.ones(5, 3))
     assert (alike.count, alike.silhouettes) == (1, {})
     assert cluster_cells(torch.randn(2, 3)).count == 1
