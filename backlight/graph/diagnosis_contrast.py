@@ -75,6 +75,11 @@ class Balance:
     residual: float
     gap: float | None = None
 
+    def reversed(self) -> Balance:
+        """The same of the other class's lead."""
+        own = (-self.lead, -self.concepts_against, -self.concepts_for, -self.rest, -self.residual)
+        return Balance(self.layer, *own, None if self.gap is None else -self.gap)
+
     @property
     def concepts(self) -> float:
         return self.concepts_for + self.concepts_against

@@ -15,10 +15,12 @@ HALF = 0.5  # of the evidence: beyond it concepts are the smaller part of what i
 
 
 def text(found: Diagnosis, count: int = 3) -> str:
-    """Paragraphs of plain sentences."""
+    """Paragraphs of plain sentences, from the side of the class that leads."""
     a, b = class_name(found.graph, found.true), class_name(found.graph, found.predicted)
-    parts = [opening(found.graph, found.true, found.predicted), made_of(found.balances[-1], a, b)]
-    for concepts, one, other in ((found.for_predicted, b, a), (found.for_true, a, b)):
+    last, sides = found.balances[-1], [(found.for_predicted, b, a), (found.for_true, a, b)]
+    told = made_of(last, a, b) if last.lead >= 0 else made_of(last.reversed(), b, a)
+    parts = [opening(found.graph, found.true, found.predicted), told]
+    for concepts, one, other in sides if last.lead >= 0 else sides[::-1]:
         parts.append(speaking(found.graph, concepts, one, other, count))
     parts.append(" ".join(_routes(found, count)))
     if found.shared:
@@ -81,7 +83,8 @@ def named(one: Contrast) -> str:
 
 def _routes(found: Diagnosis, count: int) -> Iterable[str]:
     a, b = class_name(found.graph, found.true), class_name(found.graph, found.predicted)
-    for ways, one, other in ((found.routes_for_predicted, b, a), (found.routes_for_true, a, b)):
+    sides = [(found.routes_for_predicted, b, a), (found.routes_for_true, a, b)]
+    for ways, one, other in sides if found.lead >= 0 else sides[::-1]:
         if not ways:
             yield f"No route through concepts carries anything to {one} against {other}."
             continue

@@ -107,7 +107,10 @@ def test_rivals() -> None:
     assert (wrong.predicted, wrong.lead > 0) == (BIRD, True)
     right = diagnose(model, cat(), model.concepts(), true=CAT)
     assert (right.predicted, right.lead < 0) == (BIRD, True)
-    assert "class 0 leads class 1 (" in right.text()
+    told, last = right.text(), right.balances[-1]
+    assert "class 0 leads class 1 (" in told
+    assert f"the lead of class 0 over class 1 ({-last.lead:+.2f} logits) is made of {-last.concepts:+.2f} by" in told
+    assert told.index("for class 0 against class 1") < told.index("for class 1 against class 0")
     third = diagnose(model, cat(), model.concepts(), true=TRUCK, predicted=BIRD)
     assert " for class 0 (" in third.text()
     assert third.lead > 0
