@@ -61,13 +61,15 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
     status = gr.Markdown(elem_id="graph-status")
     with gr.Column(visible=False) as results:
         words = gr.Markdown(elem_id="graph-text")
+        with gr.Accordion("Tables", open=False, visible=False) as more:
+            tables = gr.Markdown(elem_id="graph-tables")
         frame = gr.HTML(elem_id="graph-page", apply_default_css=False)
         filters = _filters()
         figure = picture("The concept graph", "graph-figure")
         with gr.Row():
             buttons = [gr.DownloadButton(f"Download: {kind}", size="sm") for kind in ("page, HTML", "graph, JSON")]
     state = gr.State(None, time_to_live=KEPT)
-    shown = [status, results, words, frame, *filters, figure, *buttons, state]
+    shown = [status, results, words, more, tables, frame, *filters, figure, *buttons, state]
     work = _Work(workspace, there, buttons)
     event, diagnosing = (
         button.click(
@@ -123,7 +125,7 @@ class _Work:
         for words in running:
             yield self._waiting(words)
         found: ConceptGraph = running.result
-        yield self._shown("Done.", f"```\n{found.summary()}\n```", found)
+        yield self._shown(f"```\n{found.summary()}\n```", "", found)
 
     def _diagnose(self, *given: Any) -> Iterator[list[Any]]:
         """The graph of two classes, and what tells them apart."""
@@ -131,7 +133,7 @@ class _Work:
         for words in running:
             yield self._waiting(words)
         found: Diagnosis = running.result
-        yield self._shown("Done.", found.markdown(), found.graph)
+        yield self._shown(found.text(), found.markdown(), found.graph)
 
     def _running(
         self, work: Callable[..., Any], image: Image.Image | None, model: str, weights: str | None, class_names: str,
@@ -149,9 +151,9 @@ class _Work:
         return Running(self.workspace.lock, run)
 
     def _waiting(self, words: str) -> list[Any]:
-        return [words, *[gr.skip()] * (8 + len(self.buttons))]
+        return [words, *[gr.skip()] * (10 + len(self.buttons))]
 
-    def _shown(self, line: str, text: str, graph: ConceptGraph) -> list[Any]:
+    def _shown(self, text: str, tables: str, graph: ConceptGraph) -> list[Any]:
         layers, classes = layer_choices(graph), class_choices(graph)
         filters = [
             gr.Slider(value=0),
@@ -159,7 +161,8 @@ class _Work:
             gr.CheckboxGroup(choices=classes, value=[index for _, index in classes]),
         ]
         frame, figure, *paths = self._views(graph)
-        return [line, gr.Column(visible=True), text, frame, *filters, figure, *paths, graph]
+        more = gr.Accordion(visible=bool(tables))
+        return ["Done.", gr.Column(visible=True), text, more, tables, frame, *filters, figure, *paths, graph]
 
     def _filtered(self, graph: ConceptGraph | None, least: float, layers: list[str], classes: list[int]) -> list[Any]:
         """The part of the reader's graph that is asked for."""

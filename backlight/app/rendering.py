@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import io
+import warnings
 from typing import TYPE_CHECKING
 
 import gradio as gr
+import numpy as np
 from gradio.components import Component
 from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
@@ -19,11 +20,11 @@ SIDE = 448  # pixels of the longer side of a shown picture, at least
 
 def rendered(figure: Figure) -> Image.Image:
     """A figure as a picture."""
-    from backlight.viz.figures import save_figure
-
-    file = io.BytesIO()
-    save_figure(figure, file, "png", DPI)  # type: ignore[arg-type]  # matplotlib takes files as well
-    return Image.open(file).convert("RGB")
+    figure.set_dpi(DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a class's name in a script the font lacks
+        figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
 
 
 def stored(data: bytes, name: str, of: Component) -> str:
