@@ -52,7 +52,7 @@ class Watch:
         self.check()
         self._passes += 1
         if self._passes > 1:
-            self.words = f"{self._said}: pass {self._passes}"
+            self.words = f"{self._said}: pass {self._passes}".removeprefix(": ")
 
     def front(self, loaded: LoadedModel) -> PixelModel:
         """The network behind a front that takes pictures in [-1, 1], which notes every pass."""

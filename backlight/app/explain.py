@@ -92,7 +92,7 @@ def _wire(workspace: Workspace, chosen: Chosen, parts: _Parts, start: gr.Button,
     def views(about: Explained | None, opacity: float, percentile: float) -> tuple[Any, Any]:
         if about is None or not about.maps:
             return [], gr.DownloadButton(interactive=False)
-        drawn = pictures(about, opacity, percentile)
+        drawn = pictures(about, float(opacity), float(percentile))
         items = [(stored(data, f"{name}.png", parts.maps), caption) for name, caption, data in drawn]
         file = stored(archive(about, drawn), "backlight-maps.zip", parts.download)
         return items, gr.DownloadButton(value=file, interactive=True)

@@ -17,7 +17,7 @@ from backlight.errors import ImageError, MissingExtraError
 from backlight.models import LoadedModel
 from backlight.models.embedded import EMBEDDED
 
-EXAMPLES = ("chelsea", "astronaut", "coffee", "rocket")
+EXAMPLES = {"chelsea": "a cat", "astronaut": "an astronaut", "coffee": "coffee", "rocket": "a rocket"}
 MODEL: dict[str, Any] = {
     "concurrency_id": "model",
     "concurrency_limit": 1,
@@ -102,9 +102,9 @@ def _wire(workspace: Workspace, chosen: Chosen, about: gr.Markdown, top: gr.Radi
             api_name="model", show_progress_on=about, **MODEL,
         ).success(predict, [chosen.image, *chosen.network], top, api_visibility="private", **MODEL)  # fmt: skip
 
+    chosen.image.change(predict, [chosen.image, *chosen.network], top, api_name="predict", **MODEL)
     page = gr.context.Context.root_block
     changed_model(page.load, chosen.model.change, chosen.weights.change, chosen.names.blur)  # type: ignore[union-attr]
-    chosen.image.change(predict, [chosen.image, *chosen.network], top, api_name="predict", **MODEL)
     top.input(lambda index: index, top, chosen.target, queue=False, api_visibility="private")
 
 
@@ -134,7 +134,7 @@ def _picture(workspace: Workspace) -> gr.Image:
     """The box for a picture; the upload is looked at by `read_upload` before anything decodes it."""
     most = min(workspace.max_picture_bytes, workspace.max_upload_bytes) // 2**20
     box = gr.Image(
-        _example(EXAMPLES[0]), label="Picture", sources=["upload", "clipboard"], type="filepath", image_mode=None,
+        _example("chelsea"), label="Picture", sources=["upload", "clipboard"], type="filepath", image_mode=None,
         format="png", height=320, elem_id="picture", alt_text="The picture that is explained",
         placeholder=f"Drop a picture here, click to upload one, or paste one. At most {most} MB.",
     )  # fmt: skip
@@ -149,9 +149,9 @@ def _picture(workspace: Workspace) -> gr.Image:
             return read_upload(payload.path, limit, workspace.max_pixels)
 
     box.preprocess = received  # type: ignore[method-assign]  # Gradio's own decodes before anyone asks for the size
-    examples = [found for found in map(_example, EXAMPLES) if found is not None]
-    if examples:
-        gr.Examples(examples, box, label="Examples", examples_per_page=8)
+    examples = {label: found for name, label in EXAMPLES.items() if (found := _example(name)) is not None}
+    if examples:  # by their names: pictures alone would say nothing to a screen reader
+        gr.Examples(list(examples.values()), box, label="Examples", example_labels=list(examples))
     return box
 
 
