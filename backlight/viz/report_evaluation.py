@@ -100,7 +100,7 @@ def evaluation_body(evaluation: Evaluation) -> Markup:
     parts = [
         tag("p", title(evaluation) + "."),
         grid_table(means(evaluation)),
-        tag("ul", *notes) if notes else "",
+        tag("ul", *notes, class_="notes") if notes else "",
         tag("p", below, class_="muted") if below else "",
         tag("div", *_pictures(evaluation), class_="grid wide"),
     ]

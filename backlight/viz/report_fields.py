@@ -111,7 +111,10 @@ def _of_tokens(front: PixelModel, x: Tensor, target: int, layers: Sequence[str] 
 
 
 def _blocks(front: nn.Module) -> list[str]:
-    """Three blocks of a transformer: early, in the middle, the last one; of its longest list of like modules."""
+    """Three blocks of a transformer, of its longest list of like modules: early, in the middle, the last but one.
+
+    Behind the last one, only the class token has relevance where it is all that the head reads.
+    """
     lists: list[list[str]] = []
     for name, module in front.named_modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and len({type(one) for one in module}) == 1:
@@ -119,7 +122,7 @@ def _blocks(front: nn.Module) -> list[str]:
     longest = max(lists, key=len, default=[])
     if len(longest) < 3:
         raise SiteError("no list of blocks was found: name the layers")
-    return [longest[len(longest) // 3], longest[2 * len(longest) // 3], longest[-1]]
+    return [longest[len(longest) // 3], longest[2 * len(longest) // 3], longest[-2]]
 
 
 def overlay(image: Float[np.ndarray, "3 H W"], values: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "3 H W"]:

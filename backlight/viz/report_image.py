@@ -42,7 +42,7 @@ from backlight.viz.report_pictures import (
     predictions,
 )
 
-METHODS = ("SoftPullback", "SRD", "GradCAM", "InputXGradient")
+METHODS = ("SoftPullback", "SRD", "AttnLRP", "GradCAM")
 Progress = Callable[[str, int, int], None]  # a picture's name, pictures done, pictures in all
 FAILURES = (BacklightError, OSError, RuntimeError)  # a picture's own, the next may do (RuntimeError: no memory)
 
