@@ -72,8 +72,10 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
 def _controls() -> list[Any]:
     """Steps, their length, temperature, radius, projection."""
     with gr.Row():
-        n_steps = gr.Slider(1, MOST_STEPS, Ascending.n_steps, step=1, label="Steps", elem_id="change-steps")
-        step = gr.Slider(1, 100, Ascending.step, step=1, label="Length of a step", elem_id="change-step")
+        n_steps = gr.Slider(
+            1, MOST_STEPS, Ascending.n_steps, step=1, label="Steps", elem_id="change-steps", min_width=200
+        )
+        step = gr.Slider(1, 100, Ascending.step, step=1, label="Length of a step", elem_id="change-step", min_width=200)
         temperature = gr.Dropdown(
             ["relative", "paper", "excitation"], value=str(Ascending.temperature), allow_custom_value=True,
             label="Temperature", elem_id="change-temperature", info="Of the soft pullback; or type a number.",

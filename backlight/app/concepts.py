@@ -47,8 +47,12 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
         return
     gr.Markdown(ABOUT, elem_classes="quiet")
     with gr.Row():
-        which = gr.Dropdown([(one.label, one.name) for one in there], label="Dictionary", elem_id="concepts-dictionary")
-        search = gr.Textbox(label="Concepts of a class", placeholder="any class; e.g. dog", elem_id="concepts-search")
+        which = gr.Dropdown(
+            [(one.label, one.name) for one in there], label="Dictionary", elem_id="concepts-dictionary", min_width=280
+        )
+        search = gr.Textbox(
+            label="Concepts of a class", placeholder="any class; e.g. dog", elem_id="concepts-search", min_width=200
+        )
     with gr.Row():
         find = gr.Button("List concepts", elem_id="concepts-list")
         active = gr.Button("Strongest on the picture", variant="primary", elem_id="concepts-active")
@@ -56,10 +60,12 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
     status = gr.Markdown(elem_id="concepts-status")
     table = gr.HTML(elem_id="concepts-table", apply_default_css=False)
     with gr.Row():
-        concept = gr.Dropdown([], label="Concept", elem_id="concept", info="Of those listed; or type a number.",
-                              allow_custom_value=True)  # fmt: skip
+        concept = gr.Dropdown(
+            [], label="Concept", elem_id="concept", min_width=280, info="Of those listed; or type a number.",
+            allow_custom_value=True,
+        )  # fmt: skip
         token = gr.Dropdown(
-            list(TOKENS), value=next(iter(TOKENS)), label="Its value at", elem_id="concepts-token",
+            list(TOKENS), value=next(iter(TOKENS)), label="Its value at", elem_id="concepts-token", min_width=280,
             allow_custom_value=True, info="For the picture above; or type a token's number.",
         )  # fmt: skip
     page = _Page(workspace, there)

@@ -45,8 +45,12 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
         return
     gr.Markdown(ABOUT, elem_classes="quiet")
     with gr.Row():
-        which = gr.Dropdown([(one.label, one.name) for one in there], label="Layer", elem_id="modes-layer")
-        search = gr.Textbox(label="Modes of a class", placeholder="any class; e.g. dog", elem_id="modes-search")
+        which = gr.Dropdown(
+            [(one.label, one.name) for one in there], label="Layer", elem_id="modes-layer", min_width=280
+        )
+        search = gr.Textbox(
+            label="Modes of a class", placeholder="any class; e.g. dog", elem_id="modes-search", min_width=200
+        )
     with gr.Row():
         find = gr.Button("List modes", elem_id="modes-list")
         active = gr.Button("Most active on the picture", variant="primary", elem_id="modes-active")
@@ -114,9 +118,11 @@ def _control_part(page: _Page, chosen: Chosen, which: Any, mode: Any, status: An
     with gr.Row():
         action = gr.Radio(
             [("take its channels away", "ablate"), ("keep nothing but its channels", "preserve")],
-            value="ablate", label="What to do", elem_id="control-action",
+            value="ablate", label="What to do", elem_id="control-action", min_width=280,
         )  # fmt: skip
-        percent = gr.Slider(1, 100, 10, step=1, label="Of the layer's channels, per cent", elem_id="control-percent")
+        percent = gr.Slider(
+            1, 100, 10, step=1, label="Of the layer's channels, per cent", elem_id="control-percent", min_width=200
+        )
     start = gr.Button("See what the model knows then", elem_id="control-start")
     table = gr.HTML(elem_id="control-table", apply_default_css=False)
 

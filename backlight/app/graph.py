@@ -92,8 +92,10 @@ def _controls(there: list[Opened]) -> list[Any]:
         value=[one.name for one in there if one.name.partition("/")[0] == first][-2:], elem_id="graph-dictionaries",
     )  # fmt: skip
     with gr.Row():
-        top = gr.Slider(1, MOST_NODES, Building.top, step=1, label="Concepts a class and layer", elem_id="graph-top")
-        shared = gr.Slider(0, MOST_NODES, Building.shared, step=1, label="Concepts that classes share")
+        top = gr.Slider(
+            1, MOST_NODES, Building.top, step=1, label="Concepts a class and layer", elem_id="graph-top", min_width=200
+        )
+        shared = gr.Slider(0, MOST_NODES, Building.shared, step=1, label="Concepts that classes share", min_width=200)
     with gr.Accordion("Coding and attribution", open=False), gr.Row():
         coder = gr.Dropdown(list(CODERS), value=OWN, label="How the picture is coded", elem_id="graph-coder")
         operator = gr.Dropdown(list(OPERATORS), value=Building.attribution, label="What makes an edge")
@@ -105,7 +107,9 @@ def _filters() -> list[Any]:
     """The least share of an edge, layers, classes."""
     with gr.Row():
         return [
-            gr.Slider(0, 0.5, 0, step=0.01, label="Leave out edges of a smaller share", elem_id="graph-share"),
+            gr.Slider(
+                0, 0.5, 0, step=0.01, label="Leave out edges of a smaller share", elem_id="graph-share", min_width=200
+            ),
             gr.CheckboxGroup([], label="Layers", elem_id="graph-layers"),
             gr.CheckboxGroup([], label="Classes", elem_id="graph-classes"),
         ]

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 STYLE = (
     "<style>.bl-table{overflow-x:auto}.bl-table table{border-collapse:collapse;width:100%;font-size:.9rem}"
     ".bl-table caption{text-align:left;padding:.2rem 0;font-weight:600}"
-    ".bl-table th,.bl-table td{padding:.25rem .6rem;border-bottom:1px solid var(--border-color-primary);"
-    "text-align:right;white-space:nowrap}.bl-table th{font-weight:600}"
-    ".bl-table th:first-child,.bl-table td:first-child,.bl-table .words{text-align:left;white-space:normal}</style>"
+    ".bl-table th,.bl-table td{padding:.25rem .4rem;border-bottom:1px solid var(--border-color-primary);"
+    "text-align:right}.bl-table td{white-space:nowrap}.bl-table th{font-weight:600}"
+    ".bl-table .words{text-align:left;white-space:normal}.bl-table td.words{min-width:7rem}</style>"
 )
 
 
