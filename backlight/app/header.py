@@ -57,7 +57,7 @@ def header(workspace: Workspace) -> Chosen:
             image = _picture(workspace)
         with gr.Column(min_width=280):
             model = gr.Dropdown(
-                _offered(), value=workspace.default_model, label="Model", allow_custom_value=True,
+                list(EMBEDDED), value=workspace.default_model, label="Model", allow_custom_value=True,
                 info="Embedded models come first; or type any timm or torchvision name.",
             )  # fmt: skip
             with gr.Accordion("Own weights", open=False):
@@ -103,8 +103,11 @@ def _wire(workspace: Workspace, chosen: Chosen, about: gr.Markdown, top: gr.Radi
         ).success(predict, [chosen.image, *chosen.network], top, api_visibility="private", **MODEL)  # fmt: skip
 
     chosen.image.change(predict, [chosen.image, *chosen.network], top, api_name="predict", **MODEL)
-    page = gr.context.Context.root_block
-    changed_model(page.load, chosen.model.change, chosen.weights.change, chosen.names.blur)  # type: ignore[union-attr]
+    page: Any = gr.context.Context.root_block
+    # names are listed once somebody is there: to list timm's is to import timm, which takes longer than the page
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    page.load(lambda: gr.Dropdown(choices=_offered()), None, chosen.model, **quiet)
+    changed_model(page.load, chosen.model.change, chosen.weights.change, chosen.names.blur)
     top.input(lambda index: index, top, chosen.target, queue=False, api_visibility="private")
 
 

@@ -30,7 +30,7 @@ def pictures(about: Explained, opacity: float, percentile: float) -> list[Drawn]
 def archive(about: Explained, drawn: list[Drawn]) -> bytes:
     """A zip of the pictures as they are shown, the maps as arrays (.npy), and what they are of (about.json)."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as pack:
+    with zipfile.ZipFile(file, "w") as pack:
         for name, _, data in drawn:
             pack.writestr(zipfile.ZipInfo(f"{name}.png"), data)
         for one in about.maps:
