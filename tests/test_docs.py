@@ -46,6 +46,8 @@ from generated import addresses  # noqa: E402 - pages that are made when the sit
         "concepts.md",
         "concept-codes.md",
         "concept-graph-page.md",
+        "reports.md",
+        "notebooks.md",
         "retina.md",
         "sparse-autoencoders.md",
     ],

@@ -41,7 +41,7 @@ def test_commands_and_their_options_exist() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     lines = [part.strip() for block in blocks("sh") for line in block.splitlines() for part in line.split(";")]
     named = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("backlight ")]
-    assert len(named) == 23
+    assert len(named) == 25
     for name, *arguments in named:
         command = commands[name]
         if hasattr(command, "commands"):  # a group

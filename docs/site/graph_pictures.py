@@ -35,7 +35,7 @@ CONCEPTS, PER_IMAGE, PENALTY = 256, 16, 0.1
 EPS = 4 / 255
 CASES = {  # the network, the picture, its class, and the other one
     "right": ("efficientnet_lite0", "coffee", "espresso", None),
-    "wrong": ("mobilenet_v2", "rocket", "missile", "drilling platform"),
+    "wrong": ("mobilenet_v2", "rocket", "n03773504", "drilling platform"),
     "attacked": ("efficientnet_lite0", "chelsea", "tiger cat", "monarch"),
 }
 
