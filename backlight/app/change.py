@@ -25,6 +25,7 @@ from backlight.app.ascents import (
 )
 from backlight.app.computation import Running
 from backlight.app.header import MODEL, Chosen
+from backlight.app.interruption import stops, underway
 from backlight.app.messages import told
 from backlight.app.rendering import enlarged, picture, rendered, stored
 from backlight.app.tables import html_table, share
@@ -57,7 +58,7 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
         running = Running(workspace.lock, lambda watch: change(loaded, image, target, wanted, watch))
         waiting = [gr.skip()] * (1 + len(views) + len(buttons))
         for words in running:
-            yield [words, *waiting]
+            yield [underway(words), *waiting]
         made = running.result
         line = f"Done: {loaded.name}, from {made.name(made.original)} towards {made.name(made.target)}."
         yield [line, gr.Column(visible=True), *shown(made), *files(made, buttons)]
@@ -66,7 +67,7 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
         run, [*chosen.inputs, *settings], [status, results, *views, *buttons], api_name="change",
         show_progress_on=status, **MODEL,
     )  # fmt: skip
-    cancel.click(lambda: "Cancelled.", None, status, cancels=[event], queue=False, api_visibility="private")
+    stops(cancel, [event], status)
 
 
 def _controls() -> list[Any]:

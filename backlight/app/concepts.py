@@ -21,6 +21,7 @@ from backlight.app.concept_pages import (
     strongest,
 )
 from backlight.app.header import MODEL, Chosen
+from backlight.app.interruption import stops, underway
 from backlight.app.messages import told
 from backlight.app.opened import Opened, by_name, check_model, dictionaries, number_of
 from backlight.app.rendering import picture, rendered
@@ -75,7 +76,7 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
         _page_part(page, which, concept, status),
         _look_part(page, chosen, which, concept, token, status),
     ]
-    cancel.click(lambda: "Cancelled.", None, status, cancels=events, queue=False, api_visibility="private")
+    stops(cancel, events, status)
 
 
 class _Page:
@@ -116,7 +117,7 @@ def _wire_lists(
         loaded, found = page.with_model(name, model, weights, names)
         running = Running(page.workspace.lock, lambda watch: strongest(found, loaded, image, token))
         for words in running:
-            yield words, gr.skip(), gr.skip()
+            yield underway(words), gr.skip(), gr.skip()
         yield listing(found, running.result, "The concepts that are largest on the picture.")
 
     first = gr.on(
@@ -147,7 +148,7 @@ def _page_part(page: _Page, which: Any, concept: Any, status: Any) -> Any:
 
         running = Running(page.workspace.lock, work)
         for words in running:
-            yield f"Concept {number}: {words}", gr.skip()
+            yield underway(f"Concept {number}: {words}"), gr.skip()
         yield f"The page of concept {number}: {found.told_classes(number)}.", running.result
 
     return start.click(
@@ -174,7 +175,7 @@ def _look_part(page: _Page, chosen: Chosen, which: Any, concept: Any, token: Any
         number = number_of("concept", concept)
         running = Running(page.workspace.lock, lambda w: look(found, loaded, image, number, how, token, w))
         for words in running:
-            yield words, gr.skip(), gr.skip()
+            yield underway(words), gr.skip(), gr.skip()
         yield f"Concept {number} on the picture.", running.result.sentence, rendered(running.result.figure)
 
     return start.click(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from backlight.app.computation import Running
 from backlight.app.header import MODEL, Chosen
+from backlight.app.interruption import stops, underway
 from backlight.app.messages import told
 from backlight.app.mode_control import (
     Controlled,
@@ -65,7 +66,7 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
         _control_part(page, chosen, which, mode, status),
         _maps_part(page, chosen, which, mode, status),
     ]
-    cancel.click(lambda: "Cancelled.", None, status, cancels=events, queue=False, api_visibility="private")
+    stops(cancel, events, status)
 
 
 class _Page:
@@ -100,7 +101,7 @@ def _wire_lists(
         loaded, found = page.with_model(name, model, weights, names)
         running = Running(page.workspace.lock, lambda watch: most_active(found, loaded, image))
         for words in running:
-            yield words, gr.skip(), gr.skip()
+            yield underway(words), gr.skip(), gr.skip()
         yield listing(found, running.result, "The modes that are largest on the picture, by their loadings.")
 
     first = gr.on(
@@ -135,7 +136,7 @@ def _control_part(page: _Page, chosen: Chosen, which: Any, mode: Any, status: An
         number, count = number_of("mode", mode), max(1, round(found.width * percent / 100))
         running = Running(page.workspace.lock, lambda w: controlled(found, loaded, image, number, count, action))
         for words in running:
-            yield words, gr.skip()
+            yield underway(words), gr.skip()
         yield controlled_line(running.result), controlled_table(running.result)
 
     return start.click(
@@ -164,7 +165,7 @@ def _maps_part(page: _Page, chosen: Chosen, which: Any, mode: Any, status: Any) 
 
         running = Running(page.workspace.lock, work)
         for words in running:
-            yield words, gr.skip()
+            yield underway(words), gr.skip()
         yield f"The map of mode {numbers[0]}.", running.result
 
     return start.click(

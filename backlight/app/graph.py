@@ -10,6 +10,7 @@ from PIL import Image
 
 from backlight.app.computation import Running, Watch
 from backlight.app.header import MODEL, Chosen
+from backlight.app.interruption import stops, underway
 from backlight.app.messages import told
 from backlight.app.opened import Opened, by_name, check_model, dictionaries
 from backlight.app.picture_graphs import (
@@ -81,7 +82,7 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
         [one.release if isinstance(one, gr.Slider) else one.input for one in filters], work.filtered,
         [state, *filters], [frame, figure, *buttons], api_visibility="private", show_progress_on=frame,
     )  # fmt: skip
-    cancel.click(lambda: "Cancelled.", None, status, cancels=[event, diagnosing], queue=False, api_visibility="private")
+    stops(cancel, [event, diagnosing], status)
 
 
 def _controls(there: list[Opened]) -> list[Any]:
@@ -155,7 +156,7 @@ class _Work:
         return Running(self.workspace.lock, run)
 
     def _waiting(self, words: str) -> list[Any]:
-        return [words, *[gr.skip()] * (10 + len(self.buttons))]
+        return [underway(words), *[gr.skip()] * (10 + len(self.buttons))]
 
     def _shown(self, text: str, tables: str, graph: ConceptGraph) -> list[Any]:
         layers, classes = layer_choices(graph), class_choices(graph)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -129,3 +131,16 @@ def test_a_page_has_the_exemplars(opened: OpenConcepts) -> None:
         row, column = one.position
         assert f"{one.strength:.3g} at ({row}, {column})" in texts
         assert opened.concepts.bank.classes.name(one.label) in texts
+
+
+def test_the_sentence_says_where_a_concept_looks(made: Folders, opened: OpenConcepts) -> None:
+    k = strongest(opened, made.loaded, made.picture(), LARGEST)[0].concept
+    fields = look(opened, made.loaded, made.picture(), k, "Gradient", LARGEST).fields
+    flat = torch.ones_like(fields.map)
+    row, column = fields.positions[0].tolist()
+    point = torch.zeros_like(flat)
+    point[0, row, column] = flat.sum()
+    for map_, verdict in (
+        (flat, "it looks anywhere"), (flat + 0.4 * point, "it looks elsewhere too"), (point, "it looks where it fires"),
+    ):  # fmt: skip
+        assert verdict in localised(replace(fields, map=map_), k)

@@ -19,7 +19,7 @@ pytest.importorskip("timm")
 from opened_folders import SITES, Folders, folders
 
 from backlight.app.computation import Running, Stopped, Watch
-from backlight.app.interruption import stoppable
+from backlight.app.interruption import settled, stoppable, underway
 from backlight.app.opened import Opened, by_name, dictionaries
 from backlight.app.picture_graphs import (
     Building,
@@ -162,3 +162,9 @@ def test_a_stop_is_heard_at_the_next_module_of_its_own_thread_alone() -> None:
         with pytest.raises(Stopped):
             model(torch.zeros(1, 2))
     model(torch.zeros(1, 2))
+
+
+def test_a_line_that_was_under_way_is_settled_as_stopped() -> None:
+    assert settled(underway("edges (3 of 4)")) == "Stopped."
+    assert settled("Done.") != "Stopped."
+    assert settled("") != "Stopped."

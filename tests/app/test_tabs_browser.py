@@ -67,7 +67,7 @@ def test_ascend_cancel_and_ascend_again(page: Page) -> None:
     page.locator("#change-start").click()
     says(page, "#change-status", "of 50")
     page.locator("#cancel-change").click()
-    says(page, "#change-status", "Cancelled.")
+    says(page, "#change-status", "Stopped.")
     assert not page.locator("#change-table table").is_visible()
     fill(page, "#change-steps", "2")
     page.locator("#change-start").click()  # the lock is free again
