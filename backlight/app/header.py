@@ -106,7 +106,7 @@ def _wire(workspace: Workspace, chosen: Chosen, about: gr.Markdown, top: gr.Radi
     page: Any = gr.context.Context.root_block
     # names are listed once somebody is there: to list timm's is to import timm, which takes longer than the page
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    page.load(lambda: gr.Dropdown(choices=_offered()), None, chosen.model, **quiet)
+    page.load(told(lambda: gr.Dropdown(choices=_offered())), None, chosen.model, **quiet)
     changed_model(page.load, chosen.model.change, chosen.weights.change, chosen.names.blur)
     top.input(lambda index: index, top, chosen.target, queue=False, api_visibility="private")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from backlight.app.architectures import imported
 from backlight.errors import BacklightError
 
 LOG = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def sentence(error: BaseException) -> str:
 @contextmanager
 def telling() -> Iterator[None]:
     """Errors raised inside become `gr.Error`s with one sentence."""
+    imported()
     try:
         yield
     except gr.Error:
