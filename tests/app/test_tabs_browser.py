@@ -160,24 +160,13 @@ def test_two_readers_do_not_mix(browser: Any, address: str) -> None:
         context.close()
 
 
-@pytest.mark.parametrize("name", ["Concepts", "Graph", "Contributions"])
-def test_where_nothing_is_open_the_tab_says_how(
-    name: str, browser: Any, start_app: Callable[[Any], Any], empty: dict[str, str]
-) -> None:
-    if "address" not in empty:
-        workspace = Workspace(default_model="test_resnet")
-        workspace._models["test_resnet", "", ""] = folders().loaded
-        empty["address"] = start_app(workspace).address
+def test_where_nothing_is_open_the_tabs_say_how(browser: Any, start_app: Callable[[Any], Any]) -> None:
+    workspace = Workspace(default_model="test_resnet")
+    workspace._models["test_resnet", "", ""] = folders().loaded
     found = browser.new_page()
     found.set_default_timeout(60_000)
-    found.goto(empty["address"])
-    opened(found, name)
-    option = "--contributions" if name == "Contributions" else "--dictionaries"
-    found.locator(f"#{name.lower()}-nothing").get_by_text(f"backlight app {option}").wait_for()
+    found.goto(start_app(workspace).address)
+    for name, option in (("Concepts", "dictionaries"), ("Graph", "dictionaries"), ("Contributions", "contributions")):
+        opened(found, name)
+        found.locator(f"#{name.lower()}-nothing").get_by_text(f"backlight app --{option}").wait_for()
     found.close()
-
-
-@pytest.fixture(scope="module")
-def empty() -> dict[str, str]:
-    """The address of an app without folders, started once."""
-    return {}
