@@ -15,6 +15,7 @@ from backlight.app.computation import Running, Watch
 from backlight.app.explanation import Explained, Map, begin, explained_by
 from backlight.app.fitting import offered_methods, refusals
 from backlight.app.header import MODEL, Chosen, outputs_of
+from backlight.app.interruption import stops, underway
 from backlight.app.messages import sentence, told
 from backlight.app.method_settings import chosen_settings
 from backlight.app.predictions import PREDICTED, class_choices
@@ -110,7 +111,8 @@ def _wire(workspace: Workspace, chosen: Chosen, parts: _Parts, start: gr.Button,
         for number, one in enumerate(wanted, start=1):
             running = Running(workspace.lock, partial(_map, loaded, image, about, one, given))
             for words in running:
-                yield f"{one} ({number} of {len(wanted)}): {words}", gr.skip(), gr.skip(), gr.skip(), gr.skip()
+                line = underway(f"{one} ({number} of {len(wanted)}): {words}")
+                yield line, gr.skip(), gr.skip(), gr.skip(), gr.skip()
             about = _with(about, one, running)
             yield said(about), *views(about, opacity, percentile), summary_table(about), about
 
@@ -119,7 +121,7 @@ def _wire(workspace: Workspace, chosen: Chosen, parts: _Parts, start: gr.Button,
         [parts.status, parts.maps, parts.download, parts.table, parts.state],
         api_name="explain", show_progress_on=parts.status, **MODEL,
     )  # fmt: skip
-    cancel.click(lambda: "Cancelled.", None, parts.status, cancels=[event], queue=False, api_visibility="private")
+    stops(cancel, [event], parts.status)
     for slider in parts.sliders:
         slider.change(
             told(views), [parts.state, *parts.sliders], [parts.maps, parts.download], api_visibility="private",

@@ -15,6 +15,7 @@ from backlight.app.computation import Running
 from backlight.app.drawing import drawn_map, enlarged
 from backlight.app.fields import EffectiveField, effective_field, field_layers, marked, position_at
 from backlight.app.header import MODEL, Chosen
+from backlight.app.interruption import stops, underway
 from backlight.app.messages import told
 from backlight.app.rendering import stored
 from backlight.app.workspace import Workspace
@@ -75,7 +76,7 @@ def panel(workspace: Workspace, chosen: Chosen) -> None:
         picture.select(clicked, [*inputs, grids], outputs, api_visibility="private", show_progress_on=words, **MODEL),
         start.click(typed, [*inputs, row, column], outputs, api_name="field", show_progress_on=words, **MODEL),
     ]
-    cancel.click(lambda: "Cancelled.", None, words, cancels=events, queue=False, api_visibility="private")
+    stops(cancel, events, words)
 
 
 def _opening(workspace: Workspace, chosen: Chosen, box: gr.Accordion, parts: tuple[Any, ...]) -> None:
@@ -112,7 +113,7 @@ def _shown(
 ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
     running = Running(workspace.lock, lambda watch: effective_field(loaded, image, layer, row, column, watch))
     for words in running:
-        yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), words, gr.skip()
+        yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), underway(words), gr.skip()
     field = running.result
     seen = loaded.preprocessing.picture(image)  # type: ignore[arg-type]
     drawn, scale = drawn_map(seen, field.values)
