@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shape_checks import install
@@ -51,3 +54,29 @@ def data_dir() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no test data at {DATA}")
     return DATA
+
+
+CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+
+
+def _missing(why: str) -> Any:
+    """No browser is a reason to skip, unless the tests were told that there must be one."""
+    if os.environ.get("BACKLIGHT_BROWSER") == "required":
+        pytest.fail(f"BACKLIGHT_BROWSER=required, but {why}")
+    pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven by Playwright, of which a process has one at a time."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        _missing("playwright is not installed")
+    path = next((path for path in CHROMIUM if Path(path).exists()), None)
+    if path is None:
+        _missing("there is no Chromium")
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()

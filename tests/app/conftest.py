@@ -1,25 +1,14 @@
-"""A headless browser and a running app, each started once for all tests in a browser."""
+"""An app that runs, started once for all tests in a browser."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backlight.errors import BacklightError
-
-CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
-
-
-def _missing(why: str) -> Any:
-    """No browser is a reason to skip, unless the tests were told that there must be one."""
-    if os.environ.get("BACKLIGHT_BROWSER") == "required":
-        pytest.fail(f"BACKLIGHT_BROWSER=required, but {why}")
-    pytest.skip(why)
 
 
 @dataclass(frozen=True)
@@ -60,22 +49,6 @@ def running_app(start_app: Callable[[Any], RunningApp]) -> RunningApp:
     except BacklightError as error:
         pytest.skip(str(error))
     return start_app(workspace)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """A headless Chromium, driven by Playwright."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ModuleNotFoundError:
-        _missing("playwright is not installed")
-    path = next((path for path in CHROMIUM if Path(path).exists()), None)
-    if path is None:
-        _missing("there is no Chromium")
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
