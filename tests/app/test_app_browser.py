@@ -104,9 +104,8 @@ def _a_setting_from_the_registry_reaches_the_method(page: Any) -> None:
     choose(page, "Methods", "IntegratedGradients")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Settings of the methods").click()
-    page.get_by_label("n_steps").fill("3")
-    page.get_by_label("n_steps").press("Tab")
-    page.wait_for_timeout(500)
+    with page.expect_response(lambda response: "/run/" in response.url):  # the session has heard of it
+        page.get_by_label("n_steps").fill("3")
     page.locator("#explain").click()
     assert "n_steps = 3" in see(page, "#explain-table", "IntegratedGradients")
 
