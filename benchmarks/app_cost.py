@@ -77,7 +77,7 @@ def connected(address: str) -> Any:
 
     for _ in range(240):
         try:
-            return Client(address, verbose=False)
+            return Client(address, verbose=False, download_files=False)  # what an answer costs, not its copy to disk
         except Exception:
             time.sleep(0.5)
     raise SystemExit(f"no answer from {address}")
