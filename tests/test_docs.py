@@ -20,10 +20,13 @@ from generated import addresses  # noqa: E402 - pages that are made when the sit
 @pytest.mark.parametrize(
     "name",
     [
+        "app.md",
         "attn-lrp.md",
         "cafe-insertion.md",
         "engine.md",
         "language-models.md",
+        "lrp.md",
+        "models.md",
         "rules.md",
         "cafe.md",
         "class-activation.md",
@@ -60,8 +63,9 @@ def test_python_blocks_run(name: str) -> None:
     text = (DOCS / name).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     assert blocks
-    for block in blocks:
-        exec(block, {})
+    space: dict[str, object] = {}
+    for block in blocks:  # one after another, as they are read
+        exec(block, space)
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
