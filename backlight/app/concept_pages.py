@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from backlight.app.computation import Watch
-from backlight.app.correlates import LEAST, correlation_note, imagenet_above, joined_names, places_of
+from backlight.app.correlates import LEAST, Correlates, correlation_note, imagenet_above, joined_names, places_of
 from backlight.app.interruption import stoppable
 from backlight.app.opened import Opened, without_paths
 from backlight.app.predictions import network_input
 from backlight.concepts.attributors import attributor
-from backlight.concepts.bank import Bank
 from backlight.concepts.cafe import Cafe, LatentFields
 from backlight.concepts.concepts import Concepts
 from backlight.concepts.exemplars import exemplars
@@ -29,7 +27,6 @@ from backlight.contributions.decomposed import REPORT
 from backlight.errors import BacklightError, InputError, SiteError
 from backlight.methods.token_layout import find_sites
 from backlight.models import LoadedModel
-from backlight.shapes import Float
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,40 +41,17 @@ TOKENS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class OpenConcepts:
-    """A dictionary with its bank, and what its concepts go with: `r` `[K, M]`, by classes and sets of classes."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OpenConcepts(Correlates):
+    """A dictionary with its bank, and what its concepts go with."""
 
     concepts: Concepts
-    names: tuple[str, ...]
-    r: Float[Tensor, "K M"]
-    note: str
-
-    def classes_of(self, k: int, count: int = 3) -> list[tuple[str, float]]:
-        """The classes that a concept goes with, and r > 0."""
-        best = self.r[k].argsort(descending=True, stable=True)[:count].tolist()
-        return [(self.names[one].partition(",")[0], float(self.r[k, one])) for one in best if self.r[k, one] > 0]
-
-    def told_classes(self, k: int, count: int = 3) -> str:
-        """The classes that a concept goes with, and r."""
-        best = self.r[k].argsort(descending=True, stable=True)[:count].tolist()
-        told = [
-            f"{self.names[one].partition(',')[0]} {float(self.r[k, one]):.2f}" for one in best if self.r[k, one] > 0
-        ]
-        return ", ".join(told) or "–"
 
 
-def open_concepts(one: Opened, loaded: LoadedModel | None = None) -> OpenConcepts:
-    """A dictionary with the classes of its concepts; kept for the next who asks, until the folder is written anew.
-
-    `loaded`: the bank's network, where it is held already; else the bank loads it when pictures are asked for.
-    """
+def open_concepts(one: Opened) -> OpenConcepts:
+    """A dictionary with the classes of its concepts; kept for the next who asks, until the folder is written anew."""
     with without_paths():
-        found = _open(one.folder, (one.folder / REPORT).stat().st_mtime_ns)
-        if loaded is not None:
-            bank = Bank(found.concepts.decomposed.store, loaded)
-            return replace(found, concepts=Concepts(found.concepts.decomposed, bank=bank))
-        return found
+        return _open(one.folder, (one.folder / REPORT).stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
@@ -94,9 +68,10 @@ def _open(folder: Path, written: int) -> OpenConcepts:
                 with suppress(BacklightError):
                     levels.append(name_by_class(concepts, hierarchy=above, by=by, min_images=max(least, LEAST[1])))
             names, r = joined_names((one.masks.names, one.r) for one in levels)
-            return OpenConcepts(concepts, names, r, correlation_note(by, least, len(concepts.bank)))
+            note = correlation_note(by, least, len(concepts.bank))
+            return OpenConcepts(concepts=concepts, names=names, r=r, note=note)
     note = "No class has two pictures in the bank: concepts have no names."
-    return OpenConcepts(concepts, (), torch.zeros(len(concepts), 0), note)
+    return OpenConcepts(concepts=concepts, names=(), r=torch.zeros(len(concepts), 0), note=note)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -23,7 +23,7 @@ from backlight.app.concept_pages import (
 from backlight.app.header import MODEL, Chosen
 from backlight.app.interruption import stops, underway
 from backlight.app.messages import told
-from backlight.app.opened import Opened, by_name, check_model, dictionaries, number_of
+from backlight.app.opened import Choices, dictionaries, number_of
 from backlight.app.rendering import picture, rendered
 from backlight.app.tables import html_table
 from backlight.app.workspace import Workspace
@@ -69,7 +69,7 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
             list(TOKENS), value=next(iter(TOKENS)), label="Its value at", elem_id="concepts-token", min_width=280,
             allow_custom_value=True, info="For the picture above; or type a token's number.",
         )  # fmt: skip
-    page = _Page(workspace, there)
+    page = Choices(workspace, there, "dictionary", open_concepts)
     shown = [status, table, concept]
     events = [
         *_wire_lists(page, chosen, which, search, token, find, active, shown),
@@ -79,24 +79,15 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
     stops(cancel, events, status)
 
 
-class _Page:
-    """What the listeners of the tab share: the folders that are open, nothing of a user's."""
-
-    def __init__(self, workspace: Workspace, there: Sequence[Opened]) -> None:
-        self.workspace, self.there = workspace, list(there)
-
-    def opened(self, name: str | None) -> OpenConcepts:
-        return open_concepts(by_name(self.there, "dictionary", name))
-
-    def with_model(self, name: str | None, model: str, weights: str | None, names: str) -> tuple[Any, OpenConcepts]:
-        """The network chosen above, which has to be the one of the dictionary."""
-        one = by_name(self.there, "dictionary", name)
-        check_model(one, model)
-        return self.workspace.model(model, weights, names), open_concepts(one)
-
-
 def _wire_lists(
-    page: _Page, chosen: Chosen, which: Any, search: Any, token: Any, find: Any, active: Any, shown: list[Any]
+    page: Choices[OpenConcepts],
+    chosen: Chosen,
+    which: Any,
+    search: Any,
+    token: Any,
+    find: Any,
+    active: Any,
+    shown: list[Any],
 ) -> list[Any]:
     @told
     def run_list(name: str | None, wanted: str) -> tuple[str, str, Any]:
@@ -131,7 +122,7 @@ def _wire_lists(
     return [first, second]
 
 
-def _page_part(page: _Page, which: Any, concept: Any, status: Any) -> Any:
+def _page_part(page: Choices[OpenConcepts], which: Any, concept: Any, status: Any) -> Any:
     gr.Markdown("### Its page: the pictures on which it is strongest, what it is made of there, and crops")
     with gr.Row():
         count = gr.Slider(1, 12, 4, step=1, label="Pictures", elem_id="page-count")
@@ -156,7 +147,7 @@ def _page_part(page: _Page, which: Any, concept: Any, status: Any) -> Any:
     )
 
 
-def _look_part(page: _Page, chosen: Chosen, which: Any, concept: Any, token: Any, status: Any) -> Any:
+def _look_part(page: Choices[OpenConcepts], chosen: Chosen, which: Any, concept: Any, token: Any, status: Any) -> Any:
     gr.Markdown("### Where it fires in the picture above, and where it looks")
     how = gr.Dropdown(
         [AUTO, *ATTRIBUTORS], value=AUTO, label="Attributor", elem_id="cafe-attributor",

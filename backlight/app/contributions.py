@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -22,7 +22,7 @@ from backlight.app.mode_control import (
     most_active,
     open_modes,
 )
-from backlight.app.opened import Opened, by_name, check_model, decompositions, number_of, without_paths
+from backlight.app.opened import Choices, decompositions, number_of, without_paths
 from backlight.app.rendering import picture, rendered
 from backlight.app.tables import html_table, share
 from backlight.app.workspace import Workspace
@@ -60,7 +60,7 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
     table = gr.HTML(elem_id="modes-table", apply_default_css=False)
     mode = gr.Dropdown([], label="Mode", elem_id="mode", info="Of those listed; or type a number.",
                        allow_custom_value=True)  # fmt: skip
-    page = _Page(workspace, there)
+    page = Choices(workspace, there, "layer", open_modes)
     events = [
         *_wire_lists(page, chosen, which, search, find, active, [status, table, mode]),
         _control_part(page, chosen, which, mode, status),
@@ -69,29 +69,12 @@ def tab(workspace: Workspace, chosen: Chosen) -> None:
     stops(cancel, events, status)
 
 
-class _Page:
-    """What the listeners of the tab share: the folders that are open, nothing of a user's."""
-
-    def __init__(self, workspace: Workspace, there: Sequence[Opened]) -> None:
-        self.workspace, self.there = workspace, list(there)
-
-    def opened(self, name: str | None) -> tuple[Opened, OpenModes]:
-        one = by_name(self.there, "layer", name)
-        return one, open_modes(one)
-
-    def with_model(self, name: str | None, model: str, weights: str | None, names: str) -> tuple[Any, OpenModes]:
-        """The network chosen above, which has to be the one of the modes."""
-        one, found = self.opened(name)
-        check_model(one, model)
-        return self.workspace.model(model, weights, names), found
-
-
 def _wire_lists(
-    page: _Page, chosen: Chosen, which: Any, search: Any, find: Any, active: Any, shown: list[Any]
+    page: Choices[OpenModes], chosen: Chosen, which: Any, search: Any, find: Any, active: Any, shown: list[Any]
 ) -> list[Any]:
     @told
     def run_list(name: str | None, wanted: str) -> tuple[str, str, Any]:
-        _, found = page.opened(name)
+        found = page.opened(name)
         return listing(found, listed(found, wanted or ""), f"{len(found.decomposed.modes)} modes. {found.note}")
 
     @told
@@ -114,7 +97,7 @@ def _wire_lists(
     return [first, second]
 
 
-def _control_part(page: _Page, chosen: Chosen, which: Any, mode: Any, status: Any) -> Any:
+def _control_part(page: Choices[OpenModes], chosen: Chosen, which: Any, mode: Any, status: Any) -> Any:
     gr.Markdown("### Without the mode, or with nothing else")
     with gr.Row():
         action = gr.Radio(
@@ -145,7 +128,7 @@ def _control_part(page: _Page, chosen: Chosen, which: Any, mode: Any, status: An
     )  # fmt: skip
 
 
-def _maps_part(page: _Page, chosen: Chosen, which: Any, mode: Any, status: Any) -> Any:
+def _maps_part(page: Choices[OpenModes], chosen: Chosen, which: Any, mode: Any, status: Any) -> Any:
     gr.Markdown("### Where in the picture its contribution comes from")
     top = gr.Slider(1, 20, 3, step=1, label="Channels of the mode that are mapped", elem_id="maps-top")
     start = gr.Button("Draw the map", elem_id="maps-start")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,24 @@ from backlight.shapes import Float
 
 LEAST = (10, 5, 3, 2)  # images a class needs, tried in turn
 WORDNET = re.compile(r"\.[nvars]\.\d\d$")  # of "dog.n.01"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Correlates:
+    """What modes or concepts go with: `r` `[K, M]`, by the `names` of classes and of sets of classes."""
+
+    names: tuple[str, ...]
+    r: Float[Tensor, "K M"]
+    note: str
+
+    def classes_of(self, k: int, count: int = 3) -> list[tuple[str, float]]:
+        """The classes that one goes with the most, and r > 0."""
+        best = self.r[k].argsort(descending=True, stable=True)[:count].tolist()
+        return [(self.names[one].partition(",")[0], float(self.r[k, one])) for one in best if self.r[k, one] > 0]
+
+    def told_classes(self, k: int, count: int = 3) -> str:
+        """The same in words."""
+        return ", ".join(f"{name} {r:.2f}" for name, r in self.classes_of(k, count)) or "–"
 
 
 def imagenet_above(classes: ClassNames) -> Hierarchy | None:

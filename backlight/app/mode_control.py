@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from backlight.app.computation import Watch
-from backlight.app.correlates import LEAST, correlation_note, imagenet_above, joined_names, places_of
+from backlight.app.correlates import LEAST, Correlates, correlation_note, imagenet_above, joined_names, places_of
 from backlight.app.opened import Opened, without_paths
 from backlight.app.predictions import chosen_class, class_name, network_input, outputs, prediction
 from backlight.contributions.control import ACTIONS, ChannelEdit, control
@@ -32,32 +32,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DRAWS = 5  # of random channels
-WORDS_APART = 3  # channels and classes that are named in a row
+WORDS_APART = 3  # channels that are named in a row
 
 
-@dataclass(frozen=True, eq=False)
-class OpenModes:
-    """A decomposition, and what its modes go with: `r` `[K, M]`, by the `names` of classes and of sets of classes."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OpenModes(Correlates):
+    """A decomposition, and what its modes go with."""
 
     decomposed: Decomposed
-    names: tuple[str, ...]
-    r: Float[Tensor, "K M"]
-    note: str
 
     @property
     def width(self) -> int:
         """The number of the layer's channels that modes weigh."""
         columns = self.decomposed.modes.shape[1]
         return columns // 2 if self.decomposed.sign == "concat" else columns
-
-    def classes_of(self, mode: int, count: int = WORDS_APART) -> list[tuple[str, float]]:
-        """The classes that a mode goes with, and r; none where no sample has a class."""
-        best = self.r[mode].argsort(descending=True, stable=True)[:count].tolist()
-        return [(self.names[one], float(self.r[mode, one])) for one in best if self.r[mode, one] > 0]
-
-    def told_classes(self, mode: int) -> str:
-        """The same in words."""
-        return ", ".join(f"{name.partition(',')[0]} {r:.2f}" for name, r in self.classes_of(mode)) or "–"
 
     def channels(self, mode: int, count: int) -> tuple[int, ...]:
         """A mode's largest channels, best first. Raises `InputError` for a mode or a count that there is not."""
@@ -83,9 +71,10 @@ def _open(folder: Path, written: int) -> OpenModes:
                 continue
             levels = (found.levels[one] for one in (CLASSES, CONCEPTS) if one in found.levels)
             names, r = joined_names((one.concepts.names, one.modes.correlation.r) for one in levels)
-            return OpenModes(decomposed, names, r, correlation_note(by, least, found.counted))
+            note = correlation_note(by, least, found.counted)
+            return OpenModes(decomposed=decomposed, names=names, r=r, note=note)
     note = "No class has two pictures in the store: modes go by their channels alone."
-    return OpenModes(decomposed, (), torch.zeros(len(decomposed.modes), 0), note)
+    return OpenModes(decomposed=decomposed, names=(), r=torch.zeros(len(decomposed.modes), 0), note=note)
 
 
 @dataclass(frozen=True)

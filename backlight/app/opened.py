@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from backlight.app.workspace import Workspace
 from backlight.contributions.decomposed import REPORT, RUN
 from backlight.decompositions.folder import read_json
 from backlight.errors import BacklightError, InputError, UnknownNameError
+from backlight.models import LoadedModel
 
+T = TypeVar("T")
 PFVS = "pfvs"  # the quantity of concepts; others are of contributions
 PATH = re.compile(r"(['\"]?)(?:/[^\s'\"/:;,]+)+/([^\s'\"/:;,]+)\1")
 
@@ -72,6 +74,29 @@ def check_model(one: Opened, name: str) -> None:
         raise InputError(
             f"{one.name} is of {one.model}, and the model chosen above is {name}: choose {one.model} there"
         )
+
+
+@dataclass(frozen=True)
+class Choices(Generic[T]):
+    """What the listeners of a tab share: the folders that are open, nothing of a user's.
+
+    `kind`: what a user calls one.
+    """
+
+    workspace: Workspace
+    there: Sequence[Opened]
+    kind: str
+    open: Callable[[Opened], T]
+
+    def opened(self, name: str | None) -> T:
+        """The one that was chosen."""
+        return self.open(by_name(self.there, self.kind, name))
+
+    def with_model(self, name: str | None, model: str, weights: str | None, names: str) -> tuple[LoadedModel, T]:
+        """The network chosen above, which has to be the one of what was chosen here."""
+        one = by_name(self.there, self.kind, name)
+        check_model(one, model)
+        return self.workspace.model(model, weights, names), self.open(one)
 
 
 @contextmanager

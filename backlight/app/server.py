@@ -6,18 +6,17 @@ import atexit
 import os
 import shutil
 import tempfile
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from backlight.app import change, concepts, contributions, explain, graph
 from backlight.app.header import header
 from backlight.app.workspace import Workspace
 from backlight.errors import InputError
 
-TABS = ("explain", "change", "concepts", "graph", "contributions")
+TABS = (explain, change, concepts, graph, contributions)
 WAITING = 32  # requests in the queue; the next one is told to come back
 SESSIONS = 100  # whose results are kept; those used longest ago go
 KEEP = (600, 3600)  # seconds: every ten minutes, files older than an hour go
@@ -26,17 +25,16 @@ STYLE = Path(__file__).with_name("page.css")
 
 
 def build(workspace: Workspace | None = None) -> gr.Blocks:
-    """The page: a header, and a tab for each module of this room that has one."""
+    """The page: a header, and a tab for each of `TABS`."""
     workspace = workspace or Workspace()
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEEP) as page:
         gr.Markdown("# Backlight\nSee what a network sees: send a vector backwards through it and look at what shines.")
         chosen = header(workspace)
         with gr.Tabs():
-            for name in TABS:
-                if find_spec(f"backlight.app.{name}") is None:
-                    continue
+            for module in TABS:
+                name = module.__name__.rpartition(".")[2]
                 with gr.Tab(name.capitalize(), id=name):
-                    import_module(f"backlight.app.{name}").tab(workspace, chosen)
+                    module.tab(workspace, chosen)
     return page.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)
 
 
