@@ -1,13 +1,13 @@
 """What contributions of all blocks of a language model cost, against its bare passes: length, depth, memory.
 
     python benchmarks/text_cost.py [--lengths 128,256,512] [--layers 2,4,8] [--width 256] [--repeats 3]
-                                   [--device cuda --dtype bfloat16]
+                                   [--device cuda --dtype bfloat16] [--runs "AttnLRP+ActGrad"]
 
 A Llama with random weights (RMSNorm, SwiGLU, two queries' heads a keys' head), one text, the logit of one token behind
-it. The bare pass is forward and backward to the embeddings, parameters frozen. Three things are timed in alternation
-with it, at the outputs of all blocks and at the hidden units of all MLPs together: ActGrad, one pass; ActGrad from the
-neutral baseline, one more forward pass; hidden integrated gradients with 10 intervals, 11 passes. The ratio is the
-median of the pairs'. All are run once on a short text before.
+it. The bare pass is forward and backward to the embeddings, parameters frozen. These are timed in alternation with it:
+AttnLRP of the tokens, with and without checkpointed blocks; and, at the outputs of all blocks and at the hidden units
+of all MLPs together, ActGrad, one pass; ActGrad from the neutral baseline, one more forward pass; hidden integrated
+gradients with 10 intervals, 11 passes. The ratio is the median of the pairs'. All are run once on a short text before.
 
 Seconds are of processor time on a CPU, so that another load counts little, and of the clock on a GPU. Memory is the
 largest allocated above the loaded model: on a GPU its own count, on a CPU the process's, each run in a process of its
@@ -28,12 +28,15 @@ from pathlib import Path
 import torch
 
 from backlight.contributions import HiddenIntegratedGradients, contribute, default_sites
+from backlight.engine import checkpointed
 from backlight.engine.targets import Logit
 from backlight.engine.token_targets import At
+from backlight.methods.attn_lrp import AttnLRP
 from backlight.models.language_models import LanguageModel, Text, load_language_model
 from backlight.text import text_baseline
 
 STEPS = 10
+RUNS = ["AttnLRP", "AttnLRP, checkpointed", "ActGrad", "ActGrad from neutral", f"IG-{STEPS}"]
 
 
 def language_model(settings: argparse.Namespace, layers: int, length: int) -> tuple[LanguageModel, Text]:
@@ -48,6 +51,7 @@ def language_model(settings: argparse.Namespace, layers: int, length: int) -> tu
 
 
 def runs(found: LanguageModel, text: Text) -> dict[str, Callable[[], object]]:
+    """What is measured, by name."""
     target, start = At(Logit(5)), text_baseline(found, text)
     sites = (*default_sites(found.network), *default_sites(found.network, "mlp"))
 
@@ -61,12 +65,27 @@ def runs(found: LanguageModel, text: Text) -> dict[str, Callable[[], object]]:
             additional_forward_args=(text.mask,),
         )  # fmt: skip
 
+    lrp = AttnLRP(found.network)
+
+    def tokens() -> object:
+        return lrp.explain(text.embeddings, target, additional_forward_args=(text.mask,))
+
+    def checkpointed_tokens() -> object:
+        with checkpointed(found.network, default_sites(found.network)):
+            return tokens()
+
     return {
         "bare": bare,
+        "AttnLRP": tokens,
+        "AttnLRP, checkpointed": checkpointed_tokens,
         "ActGrad": lambda: contributions("ActGrad", None),
         "ActGrad from neutral": lambda: contributions("ActGrad", start),
         f"IG-{STEPS}": lambda: contributions(HiddenIntegratedGradients(STEPS), start),
     }
+
+
+def chosen(settings: argparse.Namespace) -> list[str]:
+    return RUNS if settings.runs is None else settings.runs.split("+")
 
 
 def warm_up(found: LanguageModel) -> None:
@@ -110,7 +129,7 @@ def memory(settings: argparse.Namespace, layers: int, length: int, name: str) ->
 
 def row(settings: argparse.Namespace, layers: int, length: int) -> str:
     found, text = language_model(settings, layers, length)
-    named = runs(found, text)
+    named = {name: run for name, run in runs(found, text).items() if name == "bare" or name in chosen(settings)}
     warm_up(found)
     pairs: dict[str, list[float]] = {name: [] for name in named}
     own = []
@@ -136,6 +155,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--no-held", dest="held", action="store_false", help="time alone")
+    parser.add_argument("--runs", help="those wanted, with + between; all by default")
     parser.add_argument("--memory", help="print the MiB of one run, and nothing else")
     settings = parser.parse_args()
     lengths, layers = ([int(one) for one in text.split(",")] for text in (settings.lengths, settings.layers))
@@ -144,7 +164,12 @@ def main() -> None:
         warm_up(found)
         print(peak(runs(found, text)[settings.memory], settings.device))
         return
-    print("layers | tokens | bare | ActGrad | from neutral | IG-10 | MiB: bare | ActGrad | from neutral | IG-10")
+    names = [name for name in RUNS if name in chosen(settings)]
+    print(
+        "| "
+        + " | ".join(["layers", "tokens", "bare", *names, *(["MiB: bare", *names] if settings.held else [])])
+        + " |"
+    )
     most = max(layers)
     for depth, length in [(depth, lengths[0]) for depth in layers] + [(most, length) for length in lengths[1:]]:
         print(row(settings, depth, length), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,15 @@ class Readout(StrEnum):
 
     sum = "sum"
     norm = "norm"
+
+
+class Precision(StrEnum):
+    """Of weights and passes."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 def explain_text(
@@ -45,6 +55,12 @@ def explain_text(
     ] = "neutral",
     tokenizer: Annotated[Path | None, typer.Option(metavar="FILE", help="The tokens of a llama2.c file.")] = None,
     encoder: Annotated[bool, typer.Option("--encoder", help="A masked language model, such as BERT.")] = False,
+    dtype: Annotated[
+        Precision, typer.Option(help="Of weights and passes; auto is that of the model's file.")
+    ] = Precision.auto,
+    checkpoint: Annotated[
+        bool, typer.Option("--checkpoint", help="For long texts: hold what goes into blocks, compute the rest again.")
+    ] = False,
     out: Out = Path("out/text"),
     device: OnDevice = Device.auto,
     format: Format = Kind.png,
@@ -55,6 +71,8 @@ def explain_text(
 
     from backlight.cli import console
     from backlight.cli.outputs import output_folder, write_figure
+    from backlight.contributions import default_sites
+    from backlight.engine import checkpointed
     from backlight.evaluation.journal import write_text
     from backlight.methods import method as by_name
     from backlight.text import explain_text as explain
@@ -64,11 +82,12 @@ def explain_text(
     folder = output_folder(out)
     chosen = by_name(method).__name__
     settings = _settings(chosen, set or [], baseline)
-    language = _open(model, tokenizer, encoder, device)
+    language = _open(model, tokenizer, encoder, device, dtype)
     asked: dict[str, Any] = {"target": _token(target), "against": _token(against), "position": position}
-    found = explain(language, text, **asked, method=chosen, readout=readout.value, **settings)
     wanted = algorithm != "none"
-    shown = text_contributions(language, text, **asked, algorithm=algorithm, baseline=baseline) if wanted else None
+    with checkpointed(language.network, default_sites(language.network)) if checkpoint else nullcontext():
+        found = explain(language, text, **asked, method=chosen, readout=readout.value, **settings)
+        shown = text_contributions(language, text, **asked, algorithm=algorithm, baseline=baseline) if wanted else None
     record = {
         "text": text,
         "model": language.name,
@@ -91,7 +110,9 @@ def explain_text(
     console.say("-> " + ", ".join(map(str, files)))
 
 
-def _open(model: str, tokenizer: Path | None, encoder: bool, device: Device) -> LanguageModel:
+def _open(model: str, tokenizer: Path | None, encoder: bool, device: Device, dtype: Precision) -> LanguageModel:
+    import torch
+
     from backlight.cli.networks import choose_device
     from backlight.errors import InputError
     from backlight.models.language_models import load_language_model
@@ -102,7 +123,8 @@ def _open(model: str, tokenizer: Path | None, encoder: bool, device: Device) -> 
         raise InputError(f"--tokenizer {str(tokenizer)!r} {why}")
     if model.endswith(".bin") and tokenizer is None:
         raise InputError(f"{model!r} holds no tokens: give their file by --tokenizer")
-    language = load_language_model(model, tokenizer=tokenizer, encoder=encoder)
+    precision = None if dtype is Precision.auto else getattr(torch, dtype.value)
+    language = load_language_model(model, tokenizer=tokenizer, encoder=encoder, dtype=precision)
     language.model.to(place)
     return language
 

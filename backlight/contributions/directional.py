@@ -134,7 +134,7 @@ def _double_backward(
         with running(model, GRADIENT, differentiable=True, samples=len(inputs[0])) as run:
             for leaf in leaves:
                 run.keep(leaf)
-            with captured(model, sites, run.keep) as values:
+            with captured(model, sites, run.watch) as values:
                 model(*leaves, *arguments)
         along = [(x, v) for x, v in zip(leaves, directions, strict=True) if x.requires_grad]
         found = transposed([values[site] for site in sites], [x for x, _ in along], [v.to(x) for x, v in along])

@@ -48,7 +48,7 @@ def _under_rules(occasion: Occasion, direction: Inputs) -> dict[str, Tensor]:
             for leaf in leaves:
                 run.keep(leaf)
                 run.marks[leaf] = Mark("input", leaf)
-            with captured(evaluator.model, hidden, run.keep) as store:
+            with captured(evaluator.model, hidden, run.watch) as store:
                 evaluator.model(*leaves, *evaluator.arguments)
             values |= store
         evaluator.cost.forwards += evaluator.samples

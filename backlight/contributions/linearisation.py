@@ -54,9 +54,10 @@ class Linearisation:
             with running(evaluator.model, evaluator.rules, **settings) as run:
                 run.keep(self.x)
                 run.marks[self.x] = Mark("input", self.x)
-                with captured(evaluator.model, dict.fromkeys((*hidden, *target.sites)), run.keep) as store:
+                with captured(evaluator.model, dict.fromkeys((*hidden, *target.sites)), run.watch) as store:
                     outputs = evaluator.model(self.x, *evaluator.arguments)
                 found = run.features if self.site == FEATURES else store[self.site]
+            run.check_recorded((self.site, *target.sites), "maps are of")
             scores = target(outputs, store)
         if found is None:
             raise SiteError("the model has no feature map [N, C, H, W, ...] with several positions: name a layer")
@@ -64,10 +65,10 @@ class Linearisation:
             raise SiteError(f"site {self.site!r} does not depend on the input")
         self._value = found
         self.target: Target = target.fixed(outputs)
-        evaluator.coverage.merge(run.coverage)
         evaluator.cost.forwards += len(self.x)
         self.scores, self.value = scores.detach(), found.detach()
         self.cotangent = self._backward(scores)
+        evaluator.coverage.merge(run.coverage)
 
     def _backward(self, scores: Tensor) -> Tensor:
         if not scores.requires_grad:

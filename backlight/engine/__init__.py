@@ -1,6 +1,7 @@
 """The engine: five slots (target, rules, path, site, readout) and `attribute`, which composes them."""
 
 from backlight.engine.attribution import Attribution, attribute
+from backlight.engine.checkpointing import checkpointed
 from backlight.engine.coverage import Coverage, CoverageRow
 from backlight.engine.evaluation import Cost
 from backlight.engine.paths import Ascent, Line, Noise, Point, WeightNoise
@@ -55,6 +56,7 @@ __all__ = [
     "as_target",
     "attribute",
     "captured",
+    "checkpointed",
     "edited",
     "patched",
     "running",

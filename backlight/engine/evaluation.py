@@ -21,7 +21,7 @@ from backlight.shapes import Float
 
 _NOT_OURS = {
     "torch.utils.checkpoint": "the model checkpoints activations, which are computed again without rules: switch that "
-    "off, for example by set_grad_checkpointing(False)",
+    "off, for example by set_grad_checkpointing(False); backlight.engine.checkpointed(model, layers) keeps them",
     "modified by an inplace operation": "the model writes, through another view of the same memory, to what an "
     "explanation needs: make that write out of place",
 }
@@ -96,10 +96,11 @@ class Evaluator:
                 for leaf in leaves.values():
                     run.keep(leaf)
                     run.marks[leaf] = Mark("input", leaf)
-                with captured(self.model, dict.fromkeys((*hidden, *target.sites)), run.keep) as store:
+                with captured(self.model, dict.fromkeys((*hidden, *target.sites)), run.watch) as store:
                     outputs = self.model(*leaves.values(), *self._arguments(rows))
                 if settings["observe"]:
                     store[FEATURES] = _features(run.features)
+            run.check_recorded(target.sites, "the target reads")
             scores = target(outputs, store)
             values = {site: leaves[site] if site in leaves else store[site] for site in self.sites}
             cotangents = self._cotangents(scores, [*values.values(), *([] if one is None else [one])])

@@ -37,6 +37,7 @@ class RuleSet:
     `rules`: by operation name. `modules`: by the name of a module class, for gates that are written by hand inside a
     module. `layers`: another rule set for layers whose dotted name matches a pattern (`layer4`, `*.mlp.*`), the last
     match wins. `lenient`: whatever has no rule is left to autograd knowingly (the rule set of the plain gradient).
+    `whole`: the rules know what calls before them gave, so that no part of a pass can be computed by itself.
     """
 
     name: str
@@ -44,6 +45,7 @@ class RuleSet:
     modules: Mapping[str, Rule] = field(default_factory=dict)
     layers: Mapping[str, RuleSet] = field(default_factory=dict)
     lenient: bool = False
+    whole: bool = False
 
     def override(self, layers: Mapping[str, RuleSet]) -> RuleSet:
         """The same rule set, with other rules in the layers whose names match the patterns."""

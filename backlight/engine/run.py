@@ -7,7 +7,7 @@ context in which forward passes are recorded; the backward pass may be taken out
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -32,7 +32,8 @@ from backlight.engine.operations import (
     out_of_place,
 )
 from backlight.engine.rules import GRADIENT, Call, Mark, Rule, RuleSet, matches, needs_gradient
-from backlight.errors import ModelError, UncoveredOperationError, UnknownNameError
+from backlight.engine.sites import Site
+from backlight.errors import ModelError, SiteError, UncoveredOperationError, UnknownNameError
 
 
 class Run(TorchFunctionMode):
@@ -60,7 +61,11 @@ class Run(TorchFunctionMode):
         super().__init__()
         self.observe = observe
         self.features: Tensor | None = None
+        self.model, self.parameters = model, parameters
         self.rules, self.strict, self.one, self.samples = rules, strict, one, samples
+        self.checkpoints: list[Any] = []  # of the checkpointed module that is running
+        self.inside: dict[str, Tensor] = {}  # what was captured in it
+        self.unrecorded: set[str] = set()  # sites in checkpointed modules
         self.phase = Phase(differentiable)
         self.coverage = Coverage()
         self.marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -79,11 +84,28 @@ class Run(TorchFunctionMode):
     @property
     def _innermost(self) -> bool:
         """Whether this is the run that answers, in this thread: an explanation may be computed during another."""
-        return bool(_runs()) and _runs()[-1] is self
+        return current_run() is self
 
     def keep(self, tensor: Tensor) -> None:
         """See to it that later in-place calls leave this tensor as it is."""
         self.memory.keep(tensor)
+
+    def watch(self, address: str, tensor: Tensor) -> None:
+        """Take note of what is captured at a site."""
+        self.keep(tensor)
+        if not torch.is_grad_enabled():
+            if not self.checkpoints:
+                raise SiteError(f"the model computes site {address!r} without gradients")
+            if Site.parse(address).call is not None:
+                raise SiteError(f"site {address!r} numbers a call in a checkpointed module: leave that module out")
+            self.inside[address] = tensor
+            self.unrecorded.add(address)
+
+    def check_recorded(self, sites: Iterable[str], what: str) -> None:
+        """Raise `SiteError` for a site in a checkpointed module, whose tensor is in no graph."""
+        for site in sites:
+            if site in self.unrecorded:
+                raise SiteError(f"{what} site {site!r}, which is in a checkpointed module: leave that module out")
 
     def forget(self) -> None:
         """Let go of every tensor: graphs refer to the run, and would never be freed if it referred to them."""
@@ -92,6 +114,8 @@ class Run(TorchFunctionMode):
         self.features = None
         self._layers.clear()
         self._frozen.clear()
+        self.checkpoints.clear()
+        self.inside = {}
 
     def bias(self, y: Tensor, constant: Callable[[], Any]) -> Tensor:
         """y, with `constant()` counted as its share that does not come from the input (appendix D)."""
@@ -105,7 +129,7 @@ class Run(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self._innermost:
             return function(*args, **(kwargs or {}))
-        args, kwargs = self._present(args), {key: self._present(value) for key, value in (kwargs or {}).items()}
+        args, kwargs = self.present(args), {key: self.present(value) for key, value in (kwargs or {}).items()}
         if not torch.is_grad_enabled() or is_metadata(function) or not _any_needs_gradient(args, kwargs):
             return function(*args, **kwargs)
         operation = operation_name(function)
@@ -181,7 +205,7 @@ class Run(TorchFunctionMode):
             self._sets[layer] = self.rules.at(layer)
         return self._sets[layer]
 
-    def _present(self, value: Any) -> Any:
+    def present(self, value: Any) -> Any:
         """What an argument stands for now: successors of tensors written in place, frozen parameters."""
         if isinstance(value, Tensor):
             if isinstance(value, nn.Parameter):
@@ -190,7 +214,7 @@ class Run(TorchFunctionMode):
                 return value
             return self.memory.present(value)
         if type(value) in (tuple, list):
-            return type(value)(self._present(item) for item in value)
+            return type(value)(self.present(item) for item in value)
         return value
 
     def _augment(self, operation: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -250,7 +274,7 @@ class Run(TorchFunctionMode):
         rule = self._rules_here().modules.get(type(module).__name__)
         if rule is None or not args or not needs_gradient(args[0]):
             return None
-        args = self._present(args)
+        args = self.present(args)
         self._layers[-1] = (module, (rule, args))
         return (args[0].detach(), *args[1:])
 
@@ -268,7 +292,7 @@ class Run(TorchFunctionMode):
         else:
             return None
         if pending is None or output is None:
-            return self._present(output) if self.memory.written else None
+            return self.present(output) if self.memory.written else None
         rule, original_args = pending
         layer = self._names.get(id(module), "")
 
@@ -305,6 +329,11 @@ def running(model: nn.Module, rules: RuleSet = GRADIENT, **settings: Any) -> Ite
         run.forget()
         for hook in hooks:
             hook.remove()
+
+
+def current_run() -> Run | None:
+    """The run that answers, in this thread: the innermost."""
+    return _runs()[-1] if _runs() else None
 
 
 _local = threading.local()

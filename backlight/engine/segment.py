@@ -8,7 +8,6 @@ for them (a connection that leaps over the site). What lies behind the second is
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +22,7 @@ from backlight.engine.paths import Inputs
 from backlight.engine.rules import GRADIENT, RuleSet
 from backlight.engine.run import running
 from backlight.engine.sites import INPUT, Edit, Site, edited
+from backlight.engine.structures import mapped, tensors_of
 from backlight.engine.targets import output_tensor
 from backlight.errors import InputError, SiteError
 from backlight.shapes import Float
@@ -250,13 +250,13 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self.before:
-            for tensor in _tensors((args, kwargs)):
+            for tensor in tensors_of((args, kwargs)):
                 number = self._made.get(tensor)
                 if number is not None and number not in self._needed:
                     self._needed[number] = tensor.detach().clone()
             return function(*args, **kwargs)
         result = function(*args, **kwargs)
-        self._results.append(_map(result, self._stand_in))
+        self._results.append(mapped(result, (Tensor, _StandIn), self._stand_in))
         return result
 
     def _stand_in(self, tensor: Tensor) -> _StandIn:
@@ -293,26 +293,13 @@ class _Replay(TorchFunctionMode):
             raise _Unseen
         result = self._found.results[self._next]
         self._next += 1
-        return _map(result, self._made)
+        return mapped(result, (Tensor, _StandIn), self._made)
 
     def _made(self, one: _StandIn) -> Tensor:
         known = self._found.needed.get(one.number)
         if known is not None:
             return known.clone()
         return torch.zeros((), dtype=one.dtype, device=one.device).expand(one.shape)
-
-
-def _map(value: Any, change: Any) -> Any:
-    """The same structure, with tensors or stand-ins changed."""
-    if isinstance(value, (Tensor, _StandIn)):
-        return change(value)
-    if type(value) in (tuple, list):
-        return type(value)(_map(item, change) for item in value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(item, change) for item in value))
-    if type(value).__module__ == "torch.return_types":
-        return type(value)([_map(item, change) for item in value])
-    return value
 
 
 def _continued(one: Any, two: Any, count: int) -> Any:
@@ -335,14 +322,3 @@ def _continued(one: Any, two: Any, count: int) -> Any:
     if one != two:
         raise _Unseen
     return one
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)

@@ -106,12 +106,14 @@ def _replace_first(value: Any, edit: Edit, address: str) -> Any:
 
 
 @contextmanager
-def captured(model: nn.Module, sites: Iterable[str], watch: Callable[[Tensor], None] | None = None) -> Iterator[dict]:
+def captured(
+    model: nn.Module, sites: Iterable[str], watch: Callable[[str, Tensor], None] | None = None
+) -> Iterator[dict]:
     """Collect the tensors at hidden sites, as `{address: Tensor}`, filled by each forward pass.
 
     A tensor that needs no gradient yet starts a graph of its own there, so that gradients can be read at it. The model
     goes on with a copy, so that what it writes in place (an in-place ReLU) is not seen in what was collected. `watch`
-    is called with every collected tensor, and sees to that in place of the copy.
+    (`Run.watch`) is called with every address and collected tensor, and sees to that in place of the copy.
 
     Raises:
         SiteError: at the end of the context, a site that no forward pass reached, or reached several times.
@@ -122,13 +124,16 @@ def captured(model: nn.Module, sites: Iterable[str], watch: Callable[[Tensor], N
         def edit(value: Tensor) -> Tensor:
             if not value.is_floating_point():
                 raise SiteError(f"site {address!r} holds {value.dtype}, which has no gradients")
-            if torch.is_grad_enabled():
+            recorded = torch.is_grad_enabled()
+            if recorded:
                 value = alias(value) if value.requires_grad else value.detach().requires_grad_()
+            elif watch is not None:  # in a checkpointed module: its graph is made later
+                value = value.detach().requires_grad_()
             store[address] = value
             if watch is None:
                 return value.clone()
-            watch(value)
-            return value
+            watch(address, value)
+            return value if recorded else value.detach().clone()
 
         return edit
 

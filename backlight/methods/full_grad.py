@@ -104,9 +104,8 @@ class _BiasGradients:
             **dict.fromkeys(("add", "sub", "rsub", "addmm", "cat", "stack", "where"), _at_zero),
             **dict.fromkeys(_POINTWISE, _of_tangent),
         }
-        return RuleSet(
-            "full_grad", {name: _Noting(self, constant) for name, constant in constants.items()}, lenient=True
-        )
+        rules = {name: _Noting(self, constant) for name, constant in constants.items()}
+        return RuleSet("full_grad", rules, lenient=True, whole=True)
 
     def note(self, call: Call, result: Tensor, constant: Tensor) -> None:
         """Have the constant times the result's cotangent noted, when that is known."""

@@ -174,16 +174,20 @@ def load_language_model(
         tokenizer: in place of the model's own; the path of the file of tokens, for a llama2.c file.
         config: settings of a type's configuration, such as `{"num_hidden_layers": 2}`.
         encoder: a masked language model (BERT) in place of a causal one.
+        dtype: of the weights; None: that of the model's file, float32 for random ones.
 
     Raises:
+        InputError: a type for a module.
         ModelError: a model that cannot be fetched or read, does not take embeddings, or is in training mode.
         MissingExtraError: transformers is not installed.
     """
     if isinstance(name, nn.Module):
+        if dtype is not None:
+            raise InputError("a module has its type already: give it module.to(dtype)")
         return _made(type(name).__name__, name, tokenizer, "the caller's module")
     text = os.fspath(name).removeprefix("hf:")
     if text.endswith(".bin") and Path(text).is_file():
-        model = load_llama2c(text)
+        model = load_llama2c(text, dtype or torch.float32)
         tokens = load_llama2c_tokens(tokenizer, read_llama2c(text)[0].vocabulary) if _is_path(tokenizer) else tokenizer
         return _made(Path(text).stem, model, tokens, f"the file {text}")
     transformers = _transformers()

@@ -125,7 +125,7 @@ def _halves(weight: Tensor, heads: int) -> Tensor:
     return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
-def load_llama2c(path: str | os.PathLike[str]) -> Any:
+def load_llama2c(path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Any:
     """Hugging Face's `LlamaForCausalLM` with these weights, in evaluation mode, as if `from_pretrained` had made it.
 
     `model.save_pretrained(folder)` converts the file for good.
@@ -134,7 +134,7 @@ def load_llama2c(path: str | os.PathLike[str]) -> Any:
         ModelError: see `read_llama2c`; MissingExtraError: transformers is not installed.
     """
     try:
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import AutoModelForCausalLM, LlamaConfig
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "transformers", "hf") from None
     header, state = read_llama2c(path)
@@ -153,7 +153,7 @@ def load_llama2c(path: str | os.PathLike[str]) -> Any:
         eos_token_id=2,
     )
     with torch.random.fork_rng(devices=[]):
-        model = LlamaForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.load_state_dict(state, strict=True)
     return model.eval()
 

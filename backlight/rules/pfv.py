@@ -74,7 +74,7 @@ class Sharing(Layers):
             "mul": _Answer(self, self.product, "held gate"),
         }
         written: dict[str, Rule] = dict.fromkeys(HAND_WRITTEN, _Answer(self, self.hand_written, "PFV"))
-        return RuleSet("srd", rules, written)
+        return RuleSet("srd", rules, written, whole=True)
 
     # what operations are
 

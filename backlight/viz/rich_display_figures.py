@@ -210,6 +210,20 @@ def _control_curves(found: Any, image: Any, loaded: Any, title: str, settings: d
     return curve_figure(found, **settings)
 
 
+def _explained_text(found: Any, image: Any, loaded: Any, title: str, settings: dict[str, Any]) -> Figure:
+    from backlight.viz.text_figures import relevance_figure
+
+    _nothing_left(settings)
+    return relevance_figure(found, title)
+
+
+def _text_contributions(found: Any, image: Any, loaded: Any, title: str, settings: dict[str, Any]) -> Figure:
+    from backlight.viz.text_figures import contributions_figure
+
+    _nothing_left(settings)
+    return contributions_figure(found, title)
+
+
 def _name(loaded: Any, index: int) -> str:
     return f"class {index}" if loaded is None else loaded.classes.name(index)
 
@@ -231,4 +245,6 @@ _FIGURES: dict[str, Drawn] = {
     "Diagnosis": _diagnosis,
     "Evaluation": _evaluation,
     "ControlCurves": _control_curves,
+    "ExplainedText": _explained_text,
+    "TextContributions": _text_contributions,
 }

@@ -10,7 +10,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -29,6 +29,7 @@ FOR, AGAINST = (178, 24, 43), (33, 102, 172)
 Colour = tuple[int, int, int]
 CELL, LONGEST, LEFT, HEADS, BETWEEN = 0.24, 13.0, 0.75, 2.6, 0.7  # inches
 TOP, ABOVE, BELOW = 0.4, 0.8, 0.45  # of the figure; of a map, for its title and names, and for its bar
+LINE, TEXT, WIDE = 0.27, 10.5, 7.2  # inches, points, inches: of the tokens' picture
 SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 KINDS = {"blocks": "block outputs", "attention": "attention", "mlp": "MLP hidden units"}
 STYLE = """
@@ -58,7 +59,7 @@ def _colour(share: float) -> Colour:
     return red, green, blue
 
 
-def _ink(colour: Colour) -> str:
+def ink(colour: Colour) -> str:
     """Black or white, whichever stands out more (relative luminance of WCAG 2, the crossing at 0.179)."""
     linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
     return "#000000" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else "#ffffff"
@@ -77,7 +78,7 @@ def coloured_text(found: ExplainedText) -> Text:
         raise MissingExtraError("rich", "cli") from None
     shown = Text()
     for token, colour in zip(found.tokens, token_colours(found.relevance), strict=True):
-        shown.append(visible(token), f"{_ink(colour)} on #{bytes(colour).hex()}")
+        shown.append(visible(token), f"{ink(colour)} on #{bytes(colour).hex()}")
     return shown
 
 
@@ -91,7 +92,7 @@ def text_page(found: ExplainedText, contributions: TextContributions | None = No
     heading = html.escape(visible(title or f"{found.asked}, {found.method}"))
     largest = float(found.relevance.abs().max())
     ends = "".join(
-        f'<span style="background:#{bytes(colour).hex()};color:{_ink(colour)}">{label}</span>'
+        f'<span style="background:#{bytes(colour).hex()};color:{ink(colour)}">{label}</span>'
         for colour, label in ((AGAINST, f"−{largest:.2g}"), ((255, 255, 255), "0"), (FOR, f"+{largest:.2g}"))
     )
     missing = "" if found.residual is None else f", not distributed {found.residual:.3g}"
@@ -124,11 +125,67 @@ def _spans(found: ExplainedText) -> str:
     for token, value, colour in zip(
         found.tokens, found.relevance.tolist(), token_colours(found.relevance), strict=True
     ):
-        style = f"background:#{bytes(colour).hex()};color:{_ink(colour)}"
+        style = f"background:#{bytes(colour).hex()};color:{ink(colour)}"
         spans.append(f'<span style="{style}" title="{value:.4g}">{html.escape(visible(token))}</span>')
         if "\n" in token:
             spans.append("<br>")
     return "".join(spans)
+
+
+def relevance_figure(found: ExplainedText, title: str = "") -> Figure:
+    """The tokens in lines, coloured by relevance, above the scale of the colours.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        InputError: relevance that is not finite.
+    """
+    colours = token_colours(found.relevance)
+    places, lines = _places([visible(token).replace(" ", "\u00a0") for token in found.tokens], found.tokens)
+    sheet = Sheet(WIDE + 2 * EDGE, TOP + lines * LINE + 0.75)
+    for (left, line, width, token), colour in zip(places, colours, strict=True):
+        axes = sheet.axes(EDGE + left, TOP + line * LINE, width, 0.85 * LINE)
+        axes.set_axis_off()
+        axes.add_patch(_box(colour))
+        axes.text(0, 0.45, token, fontsize=TEXT, color=ink(colour), va="center", parse_math=False, clip_on=False)
+    largest = float(found.relevance.abs().max())
+    bar = sheet.axes(EDGE, TOP + lines * LINE + 0.25, 2.2, 0.09)
+    bar.imshow(np.linspace(-1, 1, 201)[None], cmap=_colour_map(), aspect="auto", extent=(-1, 1, 0, 1))
+    bar.set_yticks([])
+    bar.set_xticks([-1, 0, 1], [f"−{largest:.2g}", "0", f"+{largest:.2g}"], fontsize=7.5)
+    bar.tick_params(length=2, pad=1.5)
+    sheet.text(EDGE + 2.7, TOP + lines * LINE + 0.3, f"score {found.score:.4g}", fontsize=8.5)
+    sheet.title(title or f"{found.asked}, {found.method}")
+    return sheet.figure
+
+
+def _places(shown: Sequence[str], tokens: Sequence[str]) -> tuple[list[tuple[float, int, float, str]], int]:
+    """(left, line, width, text) of each token, in inches, and the number of lines; one that is full breaks."""
+    measure = Sheet(1.0, 1.0).figure
+    left, line, places = 0.0, 0, []
+    for text, token in zip(shown, tokens, strict=True):
+        one = measure.text(0, 0, text, fontsize=TEXT, parse_math=False)
+        width = float(one.get_window_extent().width) / measure.dpi
+        one.remove()
+        if left and left + width > WIDE:
+            left, line = 0.0, line + 1
+        places.append((left, line, max(width, 0.02), text))
+        left += width
+        if "\n" in token:
+            left, line = 0.0, line + 1
+    return places, line + (1 if left else 0)
+
+
+def _box(colour: Colour) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((0, 0), 1, 1, color=[one / 255 for one in colour], linewidth=0)
+
+
+def _colour_map() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    ends = [[one / 255 for one in colour] for colour in (AGAINST, (255, 255, 255), FOR)]
+    return LinearSegmentedColormap.from_list("relevance", ends)
 
 
 def contributions_figure(found: TextContributions, title: str = "") -> Figure:

@@ -287,7 +287,7 @@ def pulled(model: nn.Module, x: Tensor, rules: Any, cotangent: Tensor) -> Tensor
     leaf = x.clone().requires_grad_()
     with running(model, rules) as run:
         run.keep(leaf)
-        with captured(model, ["h"], run.keep) as store:
+        with captured(model, ["h"], run.watch) as store:
             model(leaf)
     return torch.autograd.grad(store["h"], leaf, cotangent)[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +85,24 @@ def test_the_trained_model_reads_and_writes() -> None:
     assert language.piece(language.token(" of")) == " of"
     with pytest.raises(InputError, match="no single token"):
         language.token(" knowledge")
+
+
+def test_weights_have_the_type_that_is_asked_for(tmp_path: Path) -> None:
+    half: dict[str, Any] = {"dtype": torch.bfloat16}
+    small("llama").model.save_pretrained(tmp_path)  # type: ignore[operator]
+    words = object()
+    read = {
+        "random": load_language_model("llama", pretrained=False, config=CONFIGS["llama"], **half),
+        "saved": load_language_model(tmp_path, tokenizer=words, **half),
+    }
+    if (DATA / "aidreams260K.bin").exists():
+        read["llama2.c"] = load_language_model(DATA / "aidreams260K.bin", tokenizer=words, **half)
+    for name, language in read.items():
+        assert {p.dtype for p in language.model.parameters()} == {torch.bfloat16}, name
+        assert {b.dtype for b in language.model.buffers()} == {torch.float32}, name  # angles of the rotary embedding
+        assert language.model.get_input_embeddings()(torch.tensor([1])).dtype == torch.bfloat16  # type: ignore[operator]
+    with pytest.raises(InputError, match=r"module\.to\(dtype\)"):
+        load_language_model(small("gpt2").model, **half)
 
 
 def test_errors() -> None:

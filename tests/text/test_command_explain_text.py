@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("typer")
@@ -67,6 +68,20 @@ def test_a_method_has_its_settings_and_a_path_its_beginning(folder: Path, tmp_pa
     assert [one["relevance"] for one in record["tokens"]] == pytest.approx(expected.relevance.tolist())
     assert record["contributions"] is None
     assert not (tmp_path / "contributions.png").exists()
+
+
+def test_long_texts_can_have_half_the_bits_and_checkpointed_blocks(folder: Path, tmp_path: Path) -> None:
+    def relevance(*options: str) -> list[float]:
+        done = run("w3 w9 w4 w20", "-m", folder, "--target", "w7", "--algorithm", "ActGrad", "--out", tmp_path,
+                   "--json", *options)  # fmt: skip
+        assert done.exit_code == 0, done.output
+        return [one["relevance"] for one in json.loads(done.stdout)["tokens"]]
+
+    plain, half = relevance(), relevance("--dtype", "bfloat16")
+    assert relevance("--checkpoint") == pytest.approx(plain, rel=1e-5)
+    language = load_language_model(folder, dtype=torch.bfloat16)
+    assert half == explain_text(language, "w3 w9 w4 w20", "w7").relevance.tolist()
+    assert half != plain
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ pytest.importorskip("transformers")
 
 from small_languages import CONFIGS, DATA, IDS, small, trained
 
-from backlight.contributions import HiddenIntegratedGradients
+from backlight.contributions import HiddenIntegratedGradients, default_sites
+from backlight.engine import checkpointed
 from backlight.engine.coverage import Coverage
 from backlight.errors import InputError, TargetError, UnknownNameError
 from backlight.methods import method
@@ -182,6 +183,24 @@ def test_errors() -> None:
         text_contributions(language, IDS, 31)
     with pytest.raises(InputError, match="no kind"):
         text_contributions(language, IDS, kinds=())
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_checkpointed_blocks_change_nothing(kind: str, dtype: torch.dtype) -> None:
+    language = small(kind)
+    language.model.to(dtype)
+    found = explain_text(language, IDS, 4)
+    inside = text_contributions(language, IDS, 4, algorithm="ActGrad")
+    with checkpointed(language.network, default_sites(language.network)):
+        again = explain_text(language, IDS, 4)
+        inside_again = text_contributions(language, IDS, 4, algorithm="ActGrad")
+    assert again.score == found.score
+    scale = found.relevance.abs().max()
+    assert (again.relevance - found.relevance).abs().max() <= 1e-6 * scale
+    assert scale > 0
+    for name, layer in inside.layers.items():
+        assert torch.allclose(inside_again.layers[name].units, layer.units, rtol=1e-5, atol=1e-7), name
 
 
 def test_checkpointing_of_training_changes_nothing() -> None:

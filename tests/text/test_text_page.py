@@ -19,6 +19,7 @@ from small_languages import IDS, small
 
 from backlight.errors import InputError
 from backlight.text import ExplainedText, text_contributions
+from backlight.viz import show
 from backlight.viz.text_figures import coloured_text, contributions_figure, text_page, token_colours, visible
 
 TOKENS = ("<s>", " a", '"><script>alert(1)</script>', "\n", "\x1b[2J", " &amp;", "日本")
@@ -86,3 +87,26 @@ def test_heat_maps_show_every_block_token_and_head() -> None:
         for image in axes.images:
             low, high = image.get_clim()
             assert -low == high == pytest.approx(float(np.abs(image.get_array()).max()))
+
+
+def test_a_picture_of_the_tokens_shows_every_one_in_its_colour_and_within_the_lines(found: ExplainedText) -> None:
+    words = tuple(f" word{place}" for place in range(40))
+    long = replace(found, tokens=(*words, "\n", " end"), relevance=torch.linspace(-1, 2, 42))
+    for one in (found, long):
+        figure = show(one).figure
+        boxes = [axes for axes in figure.axes if axes.patches]
+        assert "".join(axes.texts[0].get_text() for axes in boxes) == "".join(
+            visible(token).replace(" ", "\u00a0") for token in one.tokens
+        )
+        faces = [tuple(round(255 * part) for part in axes.patches[0].get_facecolor()[:3]) for axes in boxes]
+        assert faces == token_colours(one.relevance)
+        assert all(0 <= axes.get_position().x0 <= axes.get_position().x1 <= 1 for axes in boxes)
+        lines = sorted({round(axes.get_position().y0, 6) for axes in boxes}, reverse=True)
+        assert len(lines) == (2 if one is found else 5)
+    assert [axes.texts[0].get_text() for axes in boxes if round(axes.get_position().y0, 6) == lines[-1]] == [
+        "\u00a0end"
+    ]
+    with pytest.raises(InputError, match="no setting"):
+        show(found, sample=1)
+    contributions = text_contributions(small("llama"), IDS, 4, algorithm="ActGrad")
+    assert len(show(contributions, title="by block").figure.axes) == len(contributions_figure(contributions).axes)
