@@ -17,7 +17,6 @@ own; --no-held does without.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -110,12 +109,19 @@ def peak(run: Callable[[], object], device: str) -> float:
     """MiB above what was there."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on: loading had one of its own
+    before = _status("VmRSS")
     run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - pages * resource.getpagesize() / 2**20
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> float:
+    """MiB of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**10
 
 
 def memory(settings: argparse.Namespace, layers: int, length: int, name: str) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backlight.cli.graph_diagnosis import diagnose
+from backlight.cli.graph_options import Coder, CoderSettings, Dictionaries, Picture, check_picture, coding
 from backlight.cli.graph_validation import validate
 from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Random, Weights
 
@@ -46,20 +47,15 @@ class Sign(StrEnum):
 
 @graph.command()
 def build(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture file.")],
-    concepts: Annotated[
-        list[Path],
-        typer.Option("--concepts", "-c", metavar="DIR", help="Of `concepts fit`, one layer or all; repeat."),
-    ],
+    image: Picture,
+    concepts: Dictionaries,
     model: Model = "efficientnet_lite0",
     class_: Annotated[
         list[str] | None,
         typer.Option("--class", metavar="CLASS", help="Beside the predicted one: name, synset or index; repeat."),
     ] = None,
-    coder: Annotated[
-        str | None, typer.Option(help="Lasso, OMP, ...: how the picture is coded [default: as the dictionary does].")
-    ] = None,
-    set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the coder.")] = None,
+    coder: Coder = None,
+    set: CoderSettings = None,
     top: Annotated[int, typer.Option(min=0, help="Concepts a class and layer.")] = 5,
     shared: Annotated[int, typer.Option(min=0, help="Concepts a layer that matter for all classes.")] = 3,
     attribution: Annotated[str, typer.Option(help="What makes an edge.")] = "IntegratedGradients",
@@ -79,20 +75,15 @@ def build(
 ) -> None:
     """Build the graph of a picture: graph.json, a page to explore it (graph.html) and a figure (graph.png)."""
     from backlight.cli import console
-    from backlight.cli.concept_fitting import coder_settings
     from backlight.cli.networks import open_network
     from backlight.cli.outputs import output_folder
-    from backlight.errors import ImageError, InputError
     from backlight.graph.build import build_graph
     from backlight.graph.layers_fitted import open_layers
 
-    if image.is_dir():
-        raise ImageError(f"cannot read {str(image)!r}: it is a folder; a graph is of one picture")
-    if set and coder is None:
-        raise InputError("--set is for a coder's settings: name it, --coder Lasso")
+    check_picture(image, "a graph is of one picture")
+    settings = coding(coder, set)
     folder = output_folder(out)
     network = open_network(model, weights, random_weights, classes, device)
-    settings = coder_settings(coder, set) if coder is not None and set else {}
     layers = open_layers(concepts, coder, model=network.loaded.model, **settings)
     indices = [network.class_index(one) for one in class_ or []]
     x = network.loaded.preprocessing.tensor(image)[None].to(network.device)

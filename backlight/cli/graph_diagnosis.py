@@ -7,15 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from backlight.cli.graph_options import Coder, CoderSettings, Dictionaries, Picture, check_picture, coding
 from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Random, Weights
 
 
 def diagnose(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture file.")],
-    concepts: Annotated[
-        list[Path],
-        typer.Option("--concepts", "-c", metavar="DIR", help="Of `concepts fit`, one layer or all; repeat."),
-    ],
+    image: Picture,
+    concepts: Dictionaries,
     true: Annotated[
         str | None,
         typer.Option("--true", metavar="CLASS", help="Name, synset or index; with --attacked, the predicted one."),
@@ -28,10 +26,8 @@ def diagnose(
         Path | None, typer.Option(metavar="OTHER", help="Another version of the picture, as of `backlight attack`.")
     ] = None,
     model: Model = "efficientnet_lite0",
-    coder: Annotated[
-        str | None, typer.Option(help="Lasso, OMP, ...: how the picture is coded [default: as the dictionary does].")
-    ] = None,
-    set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the coder.")] = None,
+    coder: Coder = None,
+    set: CoderSettings = None,
     top: Annotated[int, typer.Option(min=1, help="Concepts a layer that speak for a class against the other.")] = 5,
     shared: Annotated[int, typer.Option(min=0, help="Concepts a layer that matter for both classes.")] = 3,
     attribution: Annotated[str, typer.Option(help="What makes an edge.")] = "IntegratedGradients",
@@ -46,25 +42,22 @@ def diagnose(
 ) -> None:
     """Tell two classes apart in a picture, or a picture from its attacked version: a summary, graphs and pages."""
     from backlight.cli import console
-    from backlight.cli.concept_fitting import coder_settings
     from backlight.cli.graph import steps
     from backlight.cli.networks import open_network
     from backlight.cli.outputs import output_folder
-    from backlight.errors import ImageError, InputError
+    from backlight.errors import InputError
     from backlight.graph.diagnosis import diagnose as of_image
     from backlight.graph.diagnosis_change import diagnose_change
     from backlight.graph.layers_fitted import open_layers
 
     for path in (image, attacked):
-        if path is not None and path.is_dir():
-            raise ImageError(f"cannot read {str(path)!r}: it is a folder; a diagnosis is of one picture")
-    if set and coder is None:
-        raise InputError("--set is for a coder's settings: name it, --coder Lasso")
+        if path is not None:
+            check_picture(path, "a diagnosis is of one picture")
+    settings = coding(coder, set)
     if true is None and attacked is None:
         raise InputError("say which class the picture shows, --true CLASS, or give its attacked version, --attacked")
     folder = output_folder(out)
     network = open_network(model, weights, random_weights, classes, device)
-    settings = coder_settings(coder, set) if coder is not None and set else {}
     layers = open_layers(concepts, coder, model=network.loaded.model, **settings)
     a, b = (None if one is None else network.class_index(one) for one in (true, predicted))
     x = _read(network, image)

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from backlight.cli.graph_options import Coder, CoderSettings, Dictionaries, Picture, check_picture, coding
 from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Random, Weights
 
 SHOWN = (("insertion max", True), ("deletion max", False), ("spearman", True))
 
 
 def validate(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture file.")],
-    concepts: Annotated[
-        list[Path],
-        typer.Option("--concepts", "-c", metavar="DIR", help="Of `concepts fit`, two layers or more; repeat."),
-    ],
+    image: Picture,
+    concepts: Dictionaries,
     model: Model = "efficientnet_lite0",
     operator: Annotated[
         list[str] | None, typer.Option("--operator", help="An attribution; repeat, or A,B [default: all].")
     ] = None,
-    coder: Annotated[
-        str | None, typer.Option(help="Lasso, OMP, ...: how the picture is coded [default: as the dictionary does].")
-    ] = None,
-    set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the coder.")] = None,
+    coder: Coder = None,
+    set: CoderSettings = None,
     targets: Annotated[int, typer.Option(min=1, help="Children of a pair of layers.")] = 5,
     by: Annotated[str, typer.Option(help="mass: the strongest; importance: those of the predicted class.")] = "mass",
     points: Annotated[int, typer.Option(min=2, help="Of a curve.")] = 21,
@@ -47,25 +42,21 @@ def validate(
     from backlight.benchmarks.icat import Icat, chosen_operators, picture
     from backlight.benchmarks.subjects import Subject
     from backlight.cli import console
-    from backlight.cli.concept_fitting import coder_settings
     from backlight.cli.networks import open_network
     from backlight.cli.settings import split
-    from backlight.errors import ImageError, InputError
+    from backlight.errors import InputError
     from backlight.graph.layers import in_order
     from backlight.graph.layers_fitted import open_layers
     from backlight.graph.validation import Protocol
 
-    if image.is_dir():
-        raise ImageError(f"cannot read {str(image)!r}: it is a folder; `backlight benchmark icat` takes many pictures")
-    if set and coder is None:
-        raise InputError("--set is for a coder's settings: name it, --coder Lasso")
+    check_picture(image, "`backlight benchmark icat` takes many pictures")
+    coded = coding(coder, set)
     settings = Icat(
         operators=chosen_operators(split(operator) if operator else None), targets=targets, by=by,
         protocol=Protocol(points=points, residual=residual),
     )  # fmt: skip
     network = open_network(model, weights, random_weights, classes, device)
-    coding = coder_settings(coder, set) if coder is not None and set else {}
-    layers = open_layers(concepts, coder, model=network.loaded.model, tags=False, **coding)
+    layers = open_layers(concepts, coder, model=network.loaded.model, tags=False, **coded)
     if len(layers) < 2:
         raise InputError(f"edges go between layers: concepts of {', '.join(layers)} alone; give two or more")
     x = network.loaded.preprocessing.tensor(image)[None].to(network.device)
