@@ -81,13 +81,13 @@ def _table(name: str, text: str) -> Callable[..., None]:
         from backlight.benchmarks import tables
         from backlight.benchmarks.study import Options
 
-        subjects = _subjects(model, weights, random_weights, classes, device)
+        subjects = open_subjects(model, weights, random_weights, classes, device)
         with stages() as tell:
             options = Options(
-                _folder(out), data, masks, quick, limit, few, seed, images_at_once, batch_size, tell,
+                tables_folder(out), data, masks, quick, limit, few, seed, images_at_once, batch_size, tell,
                 negatives and negatives.value,
             )  # fmt: skip
-            _show(getattr(tables, name)(subjects, options), out)
+            show_report(getattr(tables, name)(subjects, options), out)
 
     return benchmark.command(name, help=text)(command)
 
@@ -119,9 +119,9 @@ def timing(
     from backlight.benchmarks.timing import timing
     from backlight.cli.console import say
 
-    subjects = _subjects(model, weights, random_weights, classes, device)
-    options = Options(_folder(out), data, quick=quick, batch_size=batch_size)
-    _show(timing(subjects, options, batch, repeats, say), out)
+    subjects = open_subjects(model, weights, random_weights, classes, device)
+    options = Options(tables_folder(out), data, quick=quick, batch_size=batch_size)
+    show_report(timing(subjects, options, batch, repeats, say), out)
 
 
 @benchmark.command(help="iERF, Table II: networks of six activations, trained here on pictures of 32 pixels.")
@@ -148,10 +148,10 @@ def activations(
 
     place = choose_device(device.value)
     with stages() as tell:
-        options = Options(_folder(out), data, None, quick, limit, None, seed, images_at_once, batch_size, tell)
+        options = Options(tables_folder(out), data, None, quick, limit, None, seed, images_at_once, batch_size, tell)
         chosen = {name: value for name, value in (("depth", depth), ("epochs", epochs)) if value is not None}
         training = replace(default_training(options), **chosen)
-        _show(activations(options, training, device=place, told=say), out)
+        show_report(activations(options, training, device=place, told=say), out)
 
 
 @benchmark.command(help="iERF, Figure 4: how far the manipulation attack moves explanations.")
@@ -173,9 +173,9 @@ def manipulation(
     from backlight.benchmarks.study import Options
     from backlight.cli.console import say
 
-    subjects = _subjects(model, weights, random_weights, classes, device)
-    options = Options(_folder(out), data, quick=quick)
-    _show(manipulation(subjects, options, pairs, size, steps, preset, told=say), out)
+    subjects = open_subjects(model, weights, random_weights, classes, device)
+    options = Options(tables_folder(out), data, quick=quick)
+    show_report(manipulation(subjects, options, pairs, size, steps, preset, told=say), out)
 
 
 benchmark.command()(cafe)
@@ -201,9 +201,10 @@ def stages() -> Iterator[Callable[[str, Step], None]]:
         yield tell
 
 
-def _subjects(
+def open_subjects(
     model: list[str] | None, weights: str | None, random_weights: bool, classes: str | None, device: Device
 ) -> list[Subject]:
+    """The networks that are asked for, or those of `NETWORKS`."""
     from backlight.benchmarks.subjects import NETWORKS, open_subject
     from backlight.cli.networks import choose_device
     from backlight.cli.settings import split
@@ -212,13 +213,15 @@ def _subjects(
     return [open_subject(name, weights, random_weights, classes, place) for name in split(model or NETWORKS)]
 
 
-def _folder(out: Path) -> Path:
+def tables_folder(out: Path) -> Path:
+    """Where the tables go; made if need be."""
     from backlight.cli.outputs import output_folder
 
     return output_folder(out)
 
 
-def _show(report: Report, out: Path) -> None:
+def show_report(report: Report, out: Path) -> None:
+    """Print the tables, and where they are."""
     from backlight.cli.console import say
 
     print(report.markdown(), flush=True)

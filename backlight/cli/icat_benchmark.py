@@ -58,7 +58,7 @@ def icat(
     from backlight.benchmarks.icat import icat as run
     from backlight.benchmarks.icat_dictionaries import coder_named
     from backlight.benchmarks.study import Options
-    from backlight.cli.benchmarking import _folder, _show, _subjects, stages
+    from backlight.cli.benchmarking import open_subjects, show_report, stages, tables_folder
     from backlight.cli.console import say
     from backlight.cli.settings import split
     from backlight.graph.validation import Protocol
@@ -68,7 +68,7 @@ def icat(
         coder=coder_named(coder), operators=chosen_operators(split(operator) if operator else None, samples),
         targets=targets, by=by, protocol=Protocol(points=points, residual=residual), causal=causal,
     )  # fmt: skip
-    subjects = _subjects(model, weights, random_weights, classes, device)
+    subjects = open_subjects(model, weights, random_weights, classes, device)
     with stages() as tell:
-        options = Options(_folder(out), data, quick=quick, limit=limit, seed=seed, progress=tell)
-        _show(run(subjects, options, settings, say), out)
+        options = Options(tables_folder(out), data, quick=quick, limit=limit, seed=seed, progress=tell)
+        show_report(run(subjects, options, settings, say), out)

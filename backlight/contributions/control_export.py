@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from backlight.contributions.control import ChannelEdit, constant_parts
-from backlight.engine.sites import Site, _replace_first
+from backlight.engine.sites import Site, first_replaced
 from backlight.errors import InputError, ModelError, SiteError, UnknownNameError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -66,11 +66,11 @@ def _extend(module: nn.Module, address: str, site: Site, removed: Tensor, fillin
         counted[0] += 1
         if here and site.side == "input":
             if any(isinstance(value, Tensor) for value in args):
-                args = _replace_first(args, edit, address)
+                args = first_replaced(args, edit, address)
             else:
-                kwargs = _replace_first(kwargs, edit, address)
+                kwargs = first_replaced(kwargs, edit, address)
         output = base.forward(self, *args, **kwargs)
-        return _replace_first(output, edit, address) if here and site.side == "output" else output
+        return first_replaced(output, edit, address) if here and site.side == "output" else output
 
     module.__class__ = type(f"Controlled{base.__name__.removeprefix('Controlled')}", (base,), {"forward": forward})
 

@@ -74,20 +74,20 @@ def _hook(address: str, site: Site, edit: Edit, count: list[int]) -> Callable[..
         return site.call is None or site.call == count[0] - 1
 
     def on_output(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        return _replace_first(output, edit, address) if wanted() else None
+        return first_replaced(output, edit, address) if wanted() else None
 
     def on_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not wanted():
             return None
         if any(isinstance(value, Tensor) for value in args):
-            return _replace_first(args, edit, address), kwargs
-        return args, _replace_first(kwargs, edit, address)
+            return first_replaced(args, edit, address), kwargs
+        return args, first_replaced(kwargs, edit, address)
 
     return on_output if site.side == "output" else on_input
 
 
-def _replace_first(value: Any, edit: Edit, address: str) -> Any:
-    """The value with its first tensor passed through `edit`."""
+def first_replaced(value: Any, edit: Edit, address: str) -> Any:
+    """The value with its first tensor passed through `edit`. Raises `SiteError` where there is none."""
     if isinstance(value, Tensor):
         return edit(value)
     if isinstance(value, Mapping):

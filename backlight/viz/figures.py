@@ -57,7 +57,7 @@ def signed_map(attribution: Array, clip: float = CLIP) -> tuple[Float[np.ndarray
     Raises:
         InputError: an array that has no positions to draw, or is not finite.
     """
-    values = _numpy(attribution)
+    values = as_array(attribution)
     if not np.isfinite(values).all():
         raise InputError("a map to draw must be finite")
     values = _positions(values)
@@ -111,7 +111,8 @@ def explanation_figure(
     _draw_predictions(sheet.axes(EDGE, HEAD + SIDE + 0.1, SIDE, 1.8), predictions)
     for place, (name, attribution) in enumerate(maps.items()):
         row, column = divmod(place, columns)
-        axes = draw_map(sheet, EDGE + (column + 1) * (SIDE + GAP), HEAD + row * CELL, SIDE, attribution, _extent(image))
+        left = EDGE + (column + 1) * (SIDE + GAP)
+        axes = draw_map(sheet, left, HEAD + row * CELL, SIDE, attribution, extent_of(image))
         axes.set_title(name, fontsize=10.5, parse_math=False)
     sheet.title(title)
     return sheet.figure
@@ -136,7 +137,7 @@ def counterfactual_figure(
         axes = sheet.axes(left, HEAD, SIDE, SIDE)
         draw_image(axes, shown)
         axes.set_title(name, fontsize=10.5)
-    axes = draw_map(sheet, lefts[2], HEAD, SIDE, _numpy(perturbed) - _numpy(image), _extent(image))
+    axes = draw_map(sheet, lefts[2], HEAD, SIDE, as_array(perturbed) - as_array(image), extent_of(image))
     axes.set_title("difference, summed over colours", fontsize=10.5)
     draw_trajectories(sheet.axes(lefts[2] + SIDE + GAP + 0.45, HEAD, 3.0, SIDE), trajectories)
     sheet.title(title)
@@ -178,9 +179,9 @@ class Sheet:
 
 def draw_image(axes: Axes, image: Float[Array, "3 H W"]) -> None:
     """Draw an image in [-1, 1]."""
-    values = ((_numpy(image) + 1) / 2).clip(0, 1).transpose(1, 2, 0)
-    axes.imshow(values, extent=_extent(image), interpolation="nearest")
-    _frame(axes)
+    values = ((as_array(image) + 1) / 2).clip(0, 1).transpose(1, 2, 0)
+    axes.imshow(values, extent=extent_of(image), interpolation="nearest")
+    frame(axes)
 
 
 def draw_map(
@@ -211,7 +212,7 @@ def draw_bare_map(axes: Axes, attribution: Array) -> float:
 def _fill(axes: Axes, attribution: Array, extent: Extent) -> tuple[Any, float]:
     values, scale = signed_map(attribution)
     drawn = axes.imshow(values, cmap=COLOURS, vmin=-1, vmax=1, extent=extent, interpolation="nearest")
-    _frame(axes)
+    frame(axes)
     return drawn, scale
 
 
@@ -258,18 +259,21 @@ def _short(name: str, most: int = 32) -> str:
     return name if len(name) <= most else name[: most - 1].rstrip() + "…"
 
 
-def _frame(axes: Axes) -> None:
+def frame(axes: Axes) -> None:
+    """A thin frame without ticks."""
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(linewidth=0.4, color="#888888")
 
 
-def _extent(image: Array) -> Extent:
+def extent_of(image: Array) -> Extent:
+    """Of an image `[..., H, W]`, as matplotlib takes it: the first row on top."""
     height, width = image.shape[-2:]
     return (0.0, float(width), float(height), 0.0)
 
 
-def _numpy(values: Array) -> np.ndarray:
+def as_array(values: Array) -> np.ndarray:
+    """Floats of a type that numpy has, on the CPU."""
     if isinstance(values, Tensor):
         values = values.detach().to("cpu", torch.float32 if values.dtype != torch.float64 else torch.float64).numpy()
     return values

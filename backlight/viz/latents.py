@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +13,7 @@ from backlight.concepts.cafe import LatentFields
 from backlight.concepts.localisation import Localisation
 from backlight.errors import InputError
 from backlight.shapes import Float
-from backlight.viz.figures import EDGE, GAP, TARGET, Array, Sheet, draw_image
+from backlight.viz.figures import EDGE, GAP, TARGET, Array, Sheet, draw_image, extent_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,14 +115,14 @@ def _overlay(axes: Axes, values: np.ndarray, image: Array, colours: str) -> None
     share = positive / (positive.max() or 1.0)
     layer = colormaps[colours](1 - share)  # the largest are darkest, on a pale picture
     layer[..., 3] = 0.9 * np.sqrt(share)
-    axes.imshow(layer, extent=_extent(image), interpolation="nearest")
+    axes.imshow(layer, extent=extent_of(image), interpolation="nearest")
 
 
 def _mask(axes: Axes, field: np.ndarray, image: Array) -> None:
     """White over all but the patches with the most of the iERF, together `KEPT` of its positive mass."""
     layer = np.ones((*field.shape, 4))
     layer[..., 3] = np.where(most_of(field), 0.0, 0.86)
-    axes.imshow(layer, extent=_extent(image), interpolation="nearest")
+    axes.imshow(layer, extent=extent_of(image), interpolation="nearest")
 
 
 def most_of(field: Float[np.ndarray, "h w"], share: float = KEPT) -> np.ndarray:
@@ -212,7 +212,3 @@ def _draw_frequency(sheet: Sheet, found: Localisation) -> None:
 def _plain(axes: Axes) -> None:
     axes.tick_params(labelsize=7.5)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _extent(image: Any) -> tuple[float, float, float, float]:
-    return (0.0, float(image.shape[-1]), float(image.shape[-2]), 0.0)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from backlight.shapes import Float
-from backlight.viz.figures import COLOURS, Array, Sheet, _extent, _frame, draw_image, signed_map
+from backlight.viz.figures import COLOURS, Array, Sheet, draw_image, extent_of, frame, signed_map
 from backlight.viz.styles import Style, style
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def maps_figure(
             continue
         values, scale = signed_map(attribution)
         drawn = axes.imshow(
-            values, cmap=COLOURS, vmin=-1, vmax=1, extent=_extent(image), interpolation="nearest", aspect="auto"
+            values, cmap=COLOURS, vmin=-1, vmax=1, extent=extent_of(image), interpolation="nearest", aspect="auto"
         )
-        _frame(axes)
+        frame(axes)
         strip = sheet.axes(left, top + tall + 0.04, side, STRIP)
         bar = sheet.figure.colorbar(drawn, cax=strip, orientation="horizontal")
         bar.set_ticks([])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from backlight.errors import MissingExtraError
 from backlight.shapes import Float, UInt8
-from backlight.viz.figures import COLOURS, Array, _numpy, signed_map
+from backlight.viz.figures import COLOURS, Array, as_array, signed_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,7 +91,7 @@ def bar(share: float, label: str, marked: bool = False) -> Markup:
 
 def pixels(image: Float[Array, "3 H W"]) -> UInt8[np.ndarray, "H W 3"]:
     """An image in [-1, 1] as 8-bit pixels."""
-    return ((_numpy(image).transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+    return ((as_array(image).transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
 def picture(shown: UInt8[np.ndarray, "H W 3"], alt: str, class_: str = "", style: str | None = None) -> Markup:
