@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backlight.contributions import contribute
-from backlight.engine import Coverage, Unit, attribute, checkpointed, edited
+from backlight.engine import Coverage, Unit, attribute, checkpointed, edited, running
 from backlight.errors import InputError, ModelError, SiteError, UncoveredOperationError, UnknownNameError
 from backlight.methods import method
 from backlight.rules import attn_lrp, soft_pullback
@@ -188,6 +189,45 @@ def test_a_block_that_is_called_twice_is_computed_again_twice(x: Tensor) -> None
             assert torch.allclose(found.values[site], value, rtol=1e-12), site
         with pytest.raises(SiteError, match="numbers a call"):
             attribute(tower, x, 2, sites="blocks.0.out#1")
+
+
+def test_the_backward_pass_may_be_in_another_thread(tower: Tower, x: Tensor) -> None:
+    """As autograd's is for a GPU."""
+    plain = attribute(tower, x, 2, rules=attn_lrp()).value
+    leaf = x.clone().requires_grad_()
+    with checkpointed(tower, BLOCKS), torch.enable_grad():
+        with running(tower, attn_lrp()) as run:
+            run.keep(leaf)
+            score = tower(leaf)[:, 2].sum()
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(torch.autograd.grad, score, leaf).result()[0]
+    assert torch.allclose(found, plain, rtol=1e-12)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tower: Tower, x: Tensor) -> None:
+    tower, x = tower.cuda(), x.cuda()
+    plain = attribute(tower, x, 2, rules=attn_lrp(), sites=SITES)
+    with checkpointed(tower, BLOCKS), torch.autocast("cuda", torch.bfloat16):
+        half = attribute(tower, x, 2, rules=attn_lrp())
+    with checkpointed(tower, BLOCKS):
+        found = attribute(tower, x, 2, rules=attn_lrp(), sites=SITES)
+    for site in SITES:
+        assert torch.allclose(found.values[site], plain.values[site], rtol=1e-9, atol=1e-12), site
+    assert torch.isfinite(half.value).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_is_on_again(tower: Tower, x: Tensor, dtype: torch.dtype) -> None:
+    tower.float()
+    with torch.autocast("cpu", dtype):
+        plain = attribute(tower, x.float(), 2, rules=attn_lrp())
+        with checkpointed(tower, BLOCKS):
+            found = attribute(tower, x.float(), 2, rules=attn_lrp())
+    with checkpointed(tower, BLOCKS):
+        whole = attribute(tower, x.float(), 2, rules=attn_lrp())
+    assert torch.allclose(found.value, plain.value, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(found.value, whole.value, rtol=1e-5, atol=1e-7)
 
 
 def test_an_operation_without_a_rule_is_named(tower: Tower, x: Tensor) -> None:
