@@ -171,7 +171,8 @@ class LabelledFolder:
             what = f"{loose[0]!r} has no label" if loose else "there are neither labels nor pictures"
             raise InputError(
                 f"{what} in {str(self.folder)!r}: expected a {LABELS} with the columns {', '.join(COLUMNS)}, or a "
-                "folder for each class, named by synset, class name or index"
+                "folder for each class, named by synset, class name or index; where no labels are needed, "
+                "labelled=False (--no-labels)"
             )
         for folder in folders:
             try:
