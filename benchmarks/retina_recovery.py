@@ -20,15 +20,15 @@ from backlight.data.retina_stimuli import stimulus
 from backlight.decompositions import ThresholdSAE
 from backlight.evaluation.journal import write_text
 from backlight.models.retina import RetinaNetwork, predict
-from backlight.retina.analysis import QUANTITIES, SITES, analyse_retina, extract_retina, surprisal
+from backlight.retina.analysis import QUANTITIES, REVIVED, SITES, analyse_retina, extract_retina, surprisal
 from backlight.retina.fitting import FitSettings, fit_retina, score_retina
 from backlight.retina.recording import Recording
 from backlight.retina.recovery import field_recovery, recovery, subunit_activity
 from backlight.retina.simulator import RetinaSimulator
 
 SIZE, FRAMES, CELLS = (20, 20), 20, 12
+STARTS = 20
 MIX = ("natural_movie", "white_noise", "moving_objects", "natural_movie")
-REVIVED = {"learning_rate": 1e-3, "surrogate": 0.1, "revive_every": 10, "epochs": 100}
 
 
 def one_seed(seed: int, out: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -48,8 +48,23 @@ def one_seed(seed: int, out: Path, args: argparse.Namespace) -> dict[str, Any]:
     record: dict[str, Any] = {"seed": seed, "types": simulator.types, "scores": scores.record(), "sites": {}}
     record["fields"] = field_recovery(network, simulator, held_out.windows).record()
     record["columns"] = columns(network, simulator, fitted, held_out, out / "modes", seed, args.paper)
+    if args.paper:
+        record["starts"] = starts(network, fitted, out / "modes")
     record["cpu_seconds"] = time.process_time() - begun
     return record
+
+
+def starts(network: RetinaNetwork, fitted: Recording, out: Path) -> dict[str, int]:
+    """Of `STARTS` first weights of the published preset, how many have a mode on in any row, after one pass of 800."""
+    store = extract_retina(network, fitted, surprisal(network, fitted), next(out.glob("fitted-*")))
+    found = {}
+    for site in SITES:
+        rows = store.rows(site, "contributions", "concat")
+        x = rows.read(0, rows.shape[0])
+        x = x / x.std()
+        fits = (ThresholdSAE.preset("retina", seed=draw, epochs=1).fit(x) for draw in range(STARTS))
+        found[site] = sum(bool((one.encode(x) != 0).any()) for one in fits)
+    return found
 
 
 def columns(
@@ -70,7 +85,9 @@ def columns(
     ]
     found: dict[str, Any] = {}
     for quantity in QUANTITIES:
-        extra = [("SAE, retina preset", ThresholdSAE.preset("retina", seed=seed), {})]
+        extra: list[tuple[str, Any, dict[str, Any]]] = [
+            ("SAE, retina preset", ThresholdSAE.preset("retina", seed=seed), {})
+        ]
         for name, method, given in [*methods, *(extra if paper and quantity == "contributions" else [])]:
             analysis = analyse_retina(
                 network, fitted, held_out, out, method=method, quantity=quantity, seed=seed, **given
@@ -102,7 +119,8 @@ def table(records: list[dict[str, Any]]) -> str:
     """Medians over seeds, and the range."""
 
     def cell(values: list[float]) -> str:
-        return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+        told = [f"{round(one, 2) + 0.0:.2f}" for one in (statistics.median(values), min(values), max(values))]
+        return f"{told[0]} ({told[1]} to {told[2]})"
 
     shares = [statistics.mean(s for s in one["scores"]["share"] if s is not None) for one in records]
     lines = [f"{len(records)} seeds; share of the noise ceiling {cell(shares)}"]
@@ -115,10 +133,13 @@ def table(records: list[dict[str, Any]]) -> str:
         named = [[row[what]["index"] for row in rows] for what in ("types", "types_told", "groups")]
         tracked = [statistics.mean(row["tracked"]) for row in rows]
         lines.append(f"| {key.replace(' | ', ', ')} | {' | '.join(map(cell, [*named, tracked]))} |")
-    every = [row for one in records for row in one["columns"].values()]
+    every = [row for one in records for row in one["columns"].values() if row.get("alive", 1)]
     lines.append("")
     for what in ("types", "groups"):
         lines.append(f"chance, {what}, 95 %: {cell([row[what]['chance_high'] for row in every])}")
+    if all("starts" in one for one in records):
+        total = sum(sum(one["starts"].values()) for one in records)
+        lines.append(f"retina preset: a mode is on from the start in {total} of {len(records) * len(SITES) * STARTS}")
     lines.append(f"chance, tracked: {cell([statistics.mean(row['tracked_chance']) for row in every])}")
     return "\n".join(lines)
 

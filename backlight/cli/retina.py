@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,8 @@ retina = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+LINE_EVERY = 60.0  # seconds
 
 Recorded = Annotated[Path, typer.Argument(metavar="RECORDING", help="A file of `retina simulate`, or one like it.")]
 
@@ -120,7 +124,9 @@ def analyse(
     recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="The movie that modes are fitted on.")],
     held_out: Annotated[Path, typer.Argument(metavar="HELD-OUT", help="The movie that they are read on.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Stores, modes, figure.")] = Path("out"),
-    method: Annotated[str, typer.Option(help="A decomposition, or NAME:PRESET.")] = "ThresholdSAE:retina",
+    method: Annotated[
+        str | None, typer.Option(help="A decomposition, or NAME:PRESET [default: ThresholdSAE:retina, revived].")
+    ] = None,
     modes: Annotated[str | None, typer.Option(metavar="N", help="A number, or a multiple of channels: 10x.")] = None,
     set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the method.")] = None,
     after: Annotated[bool, typer.Option("--after", help="Read layers after their nonlinearity.")] = False,
@@ -134,16 +140,16 @@ def analyse(
     """Modes of contributions to surprisal, clusters of cells, and a figure."""
     from backlight.cli.console import print_json, say
     from backlight.cli.decomposition import typed
-    from backlight.cli.outputs import output_folder
+    from backlight.cli.outputs import output_folder, slug
     from backlight.decompositions import decomposition
     from backlight.models.retina_checkpoints import load_retina
-    from backlight.retina.analysis import SITES, SITES_AFTER, analyse_retina
+    from backlight.retina.analysis import PUBLISHED, SITES, SITES_AFTER, analyse_retina
     from backlight.retina.fitting import NETWORK
     from backlight.retina.recording import Recording
     from backlight.viz.figures import save_figure
     from backlight.viz.retina_figures import retina_figure
 
-    settings = typed(decomposition(method.partition(":")[0]), set or [])
+    settings = typed(decomposition((method or PUBLISHED).partition(":")[0]), set or [])
     found = analyse_retina(
         load_retina(network / NETWORK if network.is_dir() else network),
         Recording.load(recording),
@@ -156,18 +162,45 @@ def analyse(
         n_steps=steps,
         shrinkage="ledoit_wolf" if shrinkage is None else shrinkage,
         seed=seed,
+        progress=tell_at_times(),
         **settings,
     )
-    figure = out / f"retina.{format.value}"
+    named = ["retina", *([slug(method)] if method else []), *(["activations"] if activations else [])]
+    figure = out / f"{'-'.join(named)}.{format.value}"
     save_figure(retina_figure(found), figure)
-    records = [one.record() for one in found.sites.values()]
+    types = found.types(seed=seed)
+    records = [one.record() | ({"types": types[site].record()} if types else {}) for site, one in found.sites.items()]
     for one in records:
         r2 = "-" if one["r2_held_out_movie"] is None else f"{one['r2_held_out_movie']:.3f}"
+        told = f", adjusted Rand index with the types {one['types']['index']:.2f}" if types else ""
         say(f"{one['site']}: {one['alive']} of {one['modes']} modes on, {one['l0']:.3g} a frame, "
-            f"R2 {r2} on the held-out movie, {len({*one['clusters']})} clusters of cells")  # fmt: skip
+            f"R2 {r2} on the held-out movie, {len({*one['clusters']})} clusters of cells{told}")  # fmt: skip
+        if not one["alive"] and method is not None:
+            say("no mode is on: the default method revives modes that are off, see docs/retina.md")
     say(f"figure -> {figure}")
     if json:
         print_json({"sites": records, "figure": str(figure)})
+
+
+def tell_at_times() -> Callable[[str, Any], None]:
+    """A line of news on stderr at most every `LINE_EVERY` seconds: windows that are extracted, passes of a fit."""
+    from backlight.cli.console import say
+    from backlight.store.extraction import Progress
+
+    told = time.monotonic()
+
+    def tell(name: str, news: Any) -> None:
+        nonlocal told
+        if time.monotonic() - told < LINE_EVERY:
+            return
+        told = time.monotonic()
+        if isinstance(news, Progress):
+            rate = f", {news.rate:.3g} a second" if news.rate else ""
+            say(f"{name} movie: {news.done} of {news.total} windows{rate}")
+        else:
+            say(f"{name}: pass {news.number} of {news.total}, {news.alive} of {news.modes} modes on")
+
+    return tell
 
 
 def listed(text: str) -> list[str]:

@@ -27,7 +27,7 @@ from backlight.errors import InputError
 from backlight.evaluation.identity import combined_hash, names_hash, tensor_hash
 from backlight.evaluation.samples import TensorSamples
 from backlight.models.retina import RetinaNetwork, predict
-from backlight.retina.clusters import CellClusters, cell_modes, cluster_cells, standardised
+from backlight.retina.clusters import Agreement, CellClusters, agreement, cell_modes, cluster_cells, standardised
 from backlight.retina.recording import Recording
 from backlight.shapes import Float, Int
 from backlight.store.arrays import part
@@ -39,6 +39,9 @@ SITES = ("first.convolution", "second.convolution")  # before the nonlinearity, 
 SITES_AFTER = ("first.activation", "second.activation")
 STEPS = 20
 QUANTITIES = ("contributions", "activations")
+PUBLISHED = "ThresholdSAE:retina"
+# With the published settings hardly any mode is on at first, and one that is off in all rows stays off.
+REVIVED: Mapping[str, Any] = {"learning_rate": 1e-3, "surrogate": 0.1, "revive_every": 10, "epochs": 100}
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,14 @@ class RetinaAnalysis:
     rates: Float[Tensor, "n cells"]
     sites: dict[str, SiteModes]
 
+    def types(self, *, seed: int = 0) -> dict[str, Agreement]:
+        """Clusters of the cells at each site against the cells' types, where the recording tells these; else empty."""
+        told = self.held_out.about.get("types")
+        if told is None or len(told) != self.rates.shape[1]:
+            return {}
+        truth = torch.tensor([sorted(set(told)).index(name) for name in told])
+        return {site: agreement(modes.clusters.labels, truth, seed=seed) for site, modes in self.sites.items()}
+
 
 def surprisal(network: RetinaNetwork, recording: Recording, shrinkage: float | str = "ledoit_wolf") -> Surprisal:
     """The target: how unlikely a population response is, by mean and covariance of the network's own on a movie.
@@ -138,7 +149,7 @@ def analyse_retina(
     held_out: Recording,
     folder: str | os.PathLike[str],
     *,
-    method: str | Decomposition = "ThresholdSAE:retina",
+    method: str | Decomposition | None = None,
     modes: int | str | None = None,
     sites: Sequence[str] = SITES,
     quantity: str = "contributions",
@@ -157,6 +168,7 @@ def analyse_retina(
         network: in evaluation mode.
         fitted, held_out: movies; the target's mean and covariance are of the first.
         method, modes, settings: see `decompose`; `ClassMeans` is given the cell that fires most, relative to its own.
+            None: `PUBLISHED`, with the settings `REVIVED` in place of its own.
         quantity: "contributions", or "activations" as a control.
         progress: called with what is done ("fitted", "held-out", a site) and its news.
 
@@ -168,6 +180,8 @@ def analyse_retina(
             raise InputError(
                 f"a recording has {recording.counts.shape[2]} cells and {recording.frames} frames a window"
             )
+    if method is None:
+        method, settings = PUBLISHED, {**REVIVED, **settings}
     place = make_folder(Path(folder))
     target = surprisal(network, fitted, shrinkage)
     stores = {}

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import backlight
 from backlight.errors import InputError, ModelError
-from backlight.models.retina import AbsBatchNorm, RetinaNetwork, predict, windows
+from backlight.models.retina import WIDE, AbsBatchNorm, MapConvolution, RetinaNetwork, predict, windows
 from backlight.models.retina_checkpoints import composed, load_retina, save_retina
 
 FRAMES, SIDE, CELLS = 4, 12, 3
@@ -210,3 +211,41 @@ def test_predict_leaves_the_mode() -> None:
         RetinaNetwork(2, frames=3, size=(8, 8), kernels=(7, 3))
     with pytest.raises(InputError, match="lie in a map of 4 x 4"):
         RetinaNetwork(1, frames=3, size=(8, 8), kernels=(3, 3, 1), positions=[[4, 0]])
+
+
+@pytest.mark.parametrize("size", [(20, 17), (15, 50)])
+def test_wide_filters_by_fourier_transform(size: tuple[int, int]) -> None:
+    torch.manual_seed(4)
+    x = torch.randn(3, 5, *size, dtype=torch.float64, requires_grad=True)
+    convolution = MapConvolution(5, 2, WIDE + 2).double()
+    found = convolution(x)
+    true = F.conv2d(x, convolution.weight, convolution.bias)
+    assert found.shape == true.shape
+    torch.testing.assert_close(found, true, rtol=0, atol=1e-12)
+    told = [x, convolution.weight, convolution.bias]
+    pushed = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad(found, told, pushed), torch.autograd.grad(true, told, pushed), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+    with pytest.raises(InputError, match="does not fit"):
+        convolution(x[..., : WIDE + 1, :])
+
+
+def test_wide_filters_at_published_sizes() -> None:
+    torch.manual_seed(5)
+    convolution, x = RetinaNetwork(4).first.convolution.train(), torch.randn(2, 40, 50, 50)
+    true = F.conv2d(x.double(), convolution.weight.double(), convolution.bias.double())
+    torch.testing.assert_close(convolution(x).double(), true, rtol=0, atol=1e-5)
+    plain = F.conv2d(x, convolution.weight, convolution.bias)
+    assert torch.equal(convolution.eval()(x), plain)  # what rules of attribution know
+    narrow = MapConvolution(5, 2, WIDE - 1)
+    assert torch.equal(narrow(x[:, :5]), F.conv2d(x[:, :5], narrow.weight, narrow.bias))
+
+
+def test_rules_answer_for_wide_filters() -> None:
+    network = RetinaNetwork(2, frames=3, size=(22, 22), kernels=(WIDE + 2, 5)).eval()
+    x = torch.randn((1, 3, 22, 22), generator=torch.Generator().manual_seed(6))
+    told = {row.operation for row in backlight.AttnLRP(network).explain(x, 1).coverage}
+    assert "conv" in told
+    assert not any("fft" in name for name in told)

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_from_movie_to_figure(folder: Path) -> None:
+def test_from_movie_to_figure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test, fitted = (str(folder / name) for name in ("train.safetensors", "test.safetensors", "fit"))
     recording = Recording.load(train)
     assert recording.counts.shape == (1, 300, 3)
@@ -41,13 +41,24 @@ def test_from_movie_to_figure(folder: Path) -> None:
     network = load_retina(folder / "fit" / "network.safetensors")
     assert network.settings["kernels"] == [3, 3]
     out = str(folder / "modes")
+    monkeypatch.setattr("backlight.cli.retina.LINE_EVERY", 0.0)
     method = ["--method", "ThresholdSAE:retina", "--set", "epochs=2", "--modes", "6", "--steps", "2", "--json"]
     made = CliRunner().invoke(app, ["retina", "analyse", fitted, train, test, "-o", out, *method])
     assert made.exit_code == 0, made.output
+    assert "held-out movie: 300 of 300 windows" in made.stderr
     told = json.loads(made.stdout)
     assert [one["site"] for one in told["sites"]] == ["first.convolution", "second.convolution"]
     assert all(one["modes"] == 6 and len(one["clusters"]) == 3 for one in told["sites"])
     assert Path(told["figure"]).stat().st_size > 10_000
+    assert Path(told["figure"]).name == "retina-thresholdsae-retina.png"
+    assert all(-1 <= one["types"]["index"] <= 1 for one in told["sites"])  # a simulated recording knows its types
+    assert made.stderr.count("no mode is on") == sum(one["alive"] == 0 for one in told["sites"])
+    made = CliRunner().invoke(
+        app, ["retina", "analyse", fitted, train, test, "-o", out, "--steps", "2", "--set", "epochs=3", "--modes", "6"]
+    )
+    assert made.exit_code == 0, made.output
+    assert "second.convolution: pass 3 of 3" in made.stderr
+    assert {one.name for one in Path(out).glob("*.png")} == {"retina.png", "retina-thresholdsae-retina.png"}
 
 
 def test_errors_in_one_line(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from backlight.decompositions import NMF, ClassMeans
 from backlight.errors import InputError
 from backlight.models.retina import RetinaNetwork, predict
 from backlight.retina.analysis import (
+    REVIVED,
     SITES,
     SITES_AFTER,
     RetinaAnalysis,
@@ -25,7 +27,7 @@ from backlight.retina.clusters import cell_modes
 from backlight.retina.recording import Recording
 from backlight.retina.recovery import dominant, field_recovery, recovery, subunit_activity
 from backlight.retina.simulator import RetinaSimulator
-from backlight.viz.retina_figures import retina_figure
+from backlight.viz.retina_figures import matched, retina_figure
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,7 @@ def test_controls_and_a_second_call(
     fitted = control.sites[SITES[0]].decomposed.decomposition
     assert isinstance(fitted, ClassMeans)
     assert set(fitted.classes.tolist()) <= set(range(4))
+    assert any("modes of activations" in text.get_text() for text in retina_figure(control, side=6).texts)
     with pytest.raises(InputError, match="a recording has 4 cells"):
         analyse_retina(RetinaNetwork(3, frames=10, size=(8, 8), kernels=(3, 3)).eval(), *movies, folder)
 
@@ -153,4 +156,34 @@ def test_the_figure(analysis: RetinaAnalysis) -> None:
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert sum(title.startswith("B ") for title in titles) == 2
     assert any(title.startswith("A ") for title in titles)
+    said = [text.get_text() for text in figure.texts]
+    assert any(text.startswith("D ") for text in said)
+    assert any(text.startswith("C ") and "6 x 6 pixels" in text for text in said)
+    assert any("modes of contributions to surprisal" in text for text in said)
+    ticks = [[label.get_text() for label in axes.get_yticklabels()] for axes in figure.axes]
+    assert sum(sorted(one) == ["OFF 1", "OFF 3", "ON 0", "ON 2"] for one in ticks) == 3  # A, and B at both sites
     figure.canvas.draw()
+
+
+def test_clusters_of_two_sites_under_the_same_numbers() -> None:
+    others = torch.tensor([0, 0, 1, 1, 1, 2])
+    assert matched(torch.tensor([2, 2, 0, 0, 0, 1]), others).tolist() == others.tolist()
+    assert matched(torch.tensor([1, 1, 0, 0, 2, 2]), others).tolist() == [0, 0, 1, 1, 2, 2]
+    assert matched(torch.tensor([0, 1, 2, 3, 3, 4]), others).tolist() == [0, 3, 4, 1, 1, 2]
+    assert matched(torch.zeros(6, dtype=torch.long), others).tolist() == [1] * 6
+
+
+def test_types_and_the_default_method(
+    network: RetinaNetwork, movies: tuple[Recording, Recording], analysis: RetinaAnalysis, tmp_path: Path
+) -> None:
+    assert set(analysis.types()) == set(SITES)
+    truth = torch.tensor([1, 0, 1, 0])  # ON, OFF, in turn
+    labels = analysis.sites[SITES[0]].clusters.labels
+    same = (labels[:, None] == labels).eq(truth[:, None] == truth).all()
+    assert (analysis.types()[SITES[0]].index == 1) == bool(same)
+    unknown = replace(analysis, held_out=replace(movies[1], about={}))
+    assert unknown.types() == {}
+    found = analyse_retina(network, *movies, tmp_path, n_steps=2, batch_size=32, modes=6, epochs=2)
+    told = found.sites[SITES[0]].decomposed.decomposition.settings()
+    assert {name: told[name] for name in REVIVED} == {**REVIVED, "epochs": 2}
+    assert (told["n_modes"], told["threshold"], told["nonnegative"]) == (6, 0.9, False)
