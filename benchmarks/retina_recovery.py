@@ -20,7 +20,7 @@ from backlight.data.retina_stimuli import stimulus
 from backlight.decompositions import ThresholdSAE
 from backlight.evaluation.journal import write_text
 from backlight.models.retina import RetinaNetwork, predict
-from backlight.retina.analysis import QUANTITIES, REVIVED, SITES, analyse_retina, extract_retina, surprisal
+from backlight.retina.analysis import QUANTITIES, SITES, analyse_retina, extract_retina, surprisal
 from backlight.retina.fitting import FitSettings, fit_retina, score_retina
 from backlight.retina.recording import Recording
 from backlight.retina.recovery import field_recovery, recovery, subunit_activity
@@ -79,7 +79,7 @@ def columns(
     """What is recovered by each kind of columns, at each site."""
     activity = subunit_activity(simulator, held_out.stimulus)
     methods: list[tuple[str, Any, dict[str, Any]]] = [
-        ("SAE, revived", ThresholdSAE.preset("retina", seed=seed, **REVIVED), {}),
+        ("SAE, revived", ThresholdSAE.preset("retina_revived", seed=seed), {}),
         ("NMF", "NMF", {"modes": 16}),
         ("cell means", "ClassMeans", {}),
     ]

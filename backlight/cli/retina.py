@@ -19,6 +19,7 @@ retina = typer.Typer(
 )
 
 LINE_EVERY = 60.0  # seconds
+METHOD = "ThresholdSAE:retina_revived"  # that of `analyse_retina`, which is imported on use
 
 Recorded = Annotated[Path, typer.Argument(metavar="RECORDING", help="A file of `retina simulate`, or one like it.")]
 
@@ -124,9 +125,7 @@ def analyse(
     recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="The movie that modes are fitted on.")],
     held_out: Annotated[Path, typer.Argument(metavar="HELD-OUT", help="The movie that they are read on.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Stores, modes, figure.")] = Path("out"),
-    method: Annotated[
-        str | None, typer.Option(help="A decomposition, or NAME:PRESET [default: ThresholdSAE:retina, revived].")
-    ] = None,
+    method: Annotated[str, typer.Option(help="A decomposition, or NAME:PRESET.")] = METHOD,
     modes: Annotated[str | None, typer.Option(metavar="N", help="A number, or a multiple of channels: 10x.")] = None,
     set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the method.")] = None,
     after: Annotated[bool, typer.Option("--after", help="Read layers after their nonlinearity.")] = False,
@@ -143,13 +142,13 @@ def analyse(
     from backlight.cli.outputs import output_folder, slug
     from backlight.decompositions import decomposition
     from backlight.models.retina_checkpoints import load_retina
-    from backlight.retina.analysis import PUBLISHED, SITES, SITES_AFTER, analyse_retina
+    from backlight.retina.analysis import SITES, SITES_AFTER, analyse_retina
     from backlight.retina.fitting import NETWORK
     from backlight.retina.recording import Recording
     from backlight.viz.figures import save_figure
     from backlight.viz.retina_figures import retina_figure
 
-    settings = typed(decomposition((method or PUBLISHED).partition(":")[0]), set or [])
+    settings = typed(decomposition(method.partition(":")[0]), set or [])
     found = analyse_retina(
         load_retina(network / NETWORK if network.is_dir() else network),
         Recording.load(recording),
@@ -165,7 +164,7 @@ def analyse(
         progress=tell_at_times(),
         **settings,
     )
-    named = ["retina", *([slug(method)] if method else []), *(["activations"] if activations else [])]
+    named = ["retina", *([slug(method)] if method != METHOD else []), *(["activations"] if activations else [])]
     figure = out / f"{'-'.join(named)}.{format.value}"
     save_figure(retina_figure(found), figure)
     types = found.types(seed=seed)
@@ -175,7 +174,7 @@ def analyse(
         told = f", adjusted Rand index with the types {one['types']['index']:.2f}" if types else ""
         say(f"{one['site']}: {one['alive']} of {one['modes']} modes on, {one['l0']:.3g} a frame, "
             f"R2 {r2} on the held-out movie, {len({*one['clusters']})} clusters of cells{told}")  # fmt: skip
-        if not one["alive"] and method is not None:
+        if not one["alive"] and method != METHOD:
             say("no mode is on: the default method revives modes that are off, see docs/retina.md")
     say(f"figure -> {figure}")
     if json:

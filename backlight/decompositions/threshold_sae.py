@@ -22,6 +22,18 @@ EPSILON = 1e-5  # of the layer norms
 REVIVED = 0.3  # of a residual: many modes are revived at once, and may be on in the same rows
 
 
+_RETINA: Mapping[str, Any] = {
+    "n_modes": "10x",
+    "nonnegative": False,
+    "mode_penalty": 1e-4,
+    "learning_rate": 1e-5,
+    "schedule": "step",
+    "drop_last": True,
+    "epochs": 800,
+}
+_REVIVING: Mapping[str, Any] = {"surrogate": 0.1, "revive_every": 10, "learning_rate": 1e-3, "epochs": 100}
+
+
 @dataclass(kw_only=True)
 class ThresholdSAE(TrainedDecomposition):
     """A sigmoid encoder with a hard threshold: z = s 1[s >= threshold], x_hat = z D (CODEC, section 4).
@@ -35,7 +47,8 @@ class ThresholdSAE(TrainedDecomposition):
     at 0 after each step: under the ReLU an entry that begins negative, half of them, has no gradient and stays 0.
     `surrogate`: the share of the gradient that loadings below the threshold get as if they were on; at 0, the paper's,
     a mode that is off in all rows stays off. `revive_every` gives a dead mode 0.3 of what is missing of a row that is
-    told badly, and needs the surrogate, which turns the mode on there. The preset "revived" has all three.
+    told badly, and needs the surrogate, which turns the mode on there. The preset "revived" has all three,
+    "retina_revived" the latter two.
     """
 
     source: ClassVar[str] = "CODEC, ICLR 2026, arXiv 2603.06557, section 4"
@@ -44,22 +57,9 @@ class ThresholdSAE(TrainedDecomposition):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "reference": {"nonnegative": False, "hidden": 2048, "threshold": 0.8, "schedule": "plateau"},
-        "retina": {
-            "n_modes": "10x",
-            "nonnegative": False,
-            "mode_penalty": 1e-4,
-            "learning_rate": 1e-5,
-            "schedule": "step",
-            "drop_last": True,
-            "epochs": 800,
-        },
-        "revived": {
-            "projected": True,
-            "surrogate": 0.1,
-            "revive_every": 10,
-            "learning_rate": 1e-3,
-            "epochs": 100,
-        },
+        "retina": _RETINA,
+        "retina_revived": {**_RETINA, **_REVIVING},
+        "revived": {"projected": True, **_REVIVING},
     }
     per_mode: ClassVar[tuple[str, ...]] = ("dictionary",)
 

@@ -39,9 +39,7 @@ SITES = ("first.convolution", "second.convolution")  # before the nonlinearity, 
 SITES_AFTER = ("first.activation", "second.activation")
 STEPS = 20
 QUANTITIES = ("contributions", "activations")
-PUBLISHED = "ThresholdSAE:retina"
-# With the published settings hardly any mode is on at first, and one that is off in all rows stays off.
-REVIVED: Mapping[str, Any] = {"learning_rate": 1e-3, "surrogate": 0.1, "revive_every": 10, "epochs": 100}
+METHOD = "ThresholdSAE:retina_revived"  # of the published preset, "retina", hardly any mode is ever on
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +147,7 @@ def analyse_retina(
     held_out: Recording,
     folder: str | os.PathLike[str],
     *,
-    method: str | Decomposition | None = None,
+    method: str | Decomposition = METHOD,
     modes: int | str | None = None,
     sites: Sequence[str] = SITES,
     quantity: str = "contributions",
@@ -168,7 +166,6 @@ def analyse_retina(
         network: in evaluation mode.
         fitted, held_out: movies; the target's mean and covariance are of the first.
         method, modes, settings: see `decompose`; `ClassMeans` is given the cell that fires most, relative to its own.
-            None: `PUBLISHED`, with the settings `REVIVED` in place of its own.
         quantity: "contributions", or "activations" as a control.
         progress: called with what is done ("fitted", "held-out", a site) and its news.
 
@@ -180,8 +177,6 @@ def analyse_retina(
             raise InputError(
                 f"a recording has {recording.counts.shape[2]} cells and {recording.frames} frames a window"
             )
-    if method is None:
-        method, settings = PUBLISHED, {**REVIVED, **settings}
     place = make_folder(Path(folder))
     target = surprisal(network, fitted, shrinkage)
     stores = {}

@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from backlight.cli.commands import app
+from backlight.cli.retina import METHOD
 from backlight.models.retina_checkpoints import load_retina
+from backlight.retina import analysis
 from backlight.retina.recording import Recording
 
 SMALL = ["--size", "8", "--frames", "8", "--cells", "3", "--types", "ON,OFF"]
@@ -36,6 +38,7 @@ def test_from_movie_to_figure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert made.exit_code == 0, made.output
     told = json.loads(made.stdout)
     assert told["epochs"] == 2
+    assert METHOD == analysis.METHOD
     assert len(told["test"]["ceiling"]) == 3
     assert json.loads(CliRunner().invoke(app, fit).stdout) == told  # a finished folder is read
     network = load_retina(folder / "fit" / "network.safetensors")

@@ -10,11 +10,10 @@ import torch
 
 from backlight.contributions import HiddenIntegratedGradients, contribute
 from backlight.data.retina_stimuli import stimulus
-from backlight.decompositions import NMF, ClassMeans
+from backlight.decompositions import NMF, ClassMeans, ThresholdSAE
 from backlight.errors import InputError
 from backlight.models.retina import RetinaNetwork, predict
 from backlight.retina.analysis import (
-    REVIVED,
     SITES,
     SITES_AFTER,
     RetinaAnalysis,
@@ -185,5 +184,4 @@ def test_types_and_the_default_method(
     assert unknown.types() == {}
     found = analyse_retina(network, *movies, tmp_path, n_steps=2, batch_size=32, modes=6, epochs=2)
     told = found.sites[SITES[0]].decomposed.decomposition.settings()
-    assert {name: told[name] for name in REVIVED} == {**REVIVED, "epochs": 2}
-    assert (told["n_modes"], told["threshold"], told["nonnegative"]) == (6, 0.9, False)
+    assert {**told} == {**ThresholdSAE.preset("retina_revived", n_modes=6, epochs=2).settings()}
