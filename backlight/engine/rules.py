@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from backlight.engine.adjoint import VectorJacobianProduct, hold, replace_adjoint
 from backlight.engine.operations import PRODUCTS
+from backlight.engine.structures import mapped
 
 if TYPE_CHECKING:
     from backlight.engine.run import Run
@@ -115,6 +116,11 @@ class Call:
         if self.args:
             return self.function(z, *self.args[1:], **self.kwargs)
         return self.function(**{**self.kwargs, "input": z})
+
+    def replaced(self, tensors: Mapping[int, Tensor]) -> Any:
+        """The call with other tensors in place of some of its own, which are known by id."""
+        args, kwargs = mapped((self.args, self.kwargs), Tensor, lambda x: tensors.get(id(x), x))
+        return self.function(*args, **kwargs)
 
     def adjoint(self, vjp: VectorJacobianProduct, keep: str = "z") -> Any:
         """The call's value, with `vjp(z, y, cotangent)` as its vector-Jacobian product in the first argument z."""

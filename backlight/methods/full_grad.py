@@ -14,6 +14,7 @@ from backlight.engine.attribution import Attribution, attribute
 from backlight.engine.paths import Inputs
 from backlight.engine.rules import Call, RuleSet, needs_gradient
 from backlight.engine.sites import INPUT
+from backlight.engine.structures import tensors_of
 from backlight.errors import InputError, SiteError, UnknownNameError
 from backlight.methods.feature_maps import feature_maps
 from backlight.methods.method import Method
@@ -185,14 +186,9 @@ def _at_zero(call: Call) -> Tensor | None:
     others = [call.kwargs[key] for key in ("other", "input") if key in call.kwargs]
     if all(needs_gradient(value) for value in (*operands, *others)):
         return None
-
-    def zeroed(value: Any) -> Any:
-        if type(value) in (tuple, list):
-            return type(value)(zeroed(item) for item in value)
-        return torch.zeros_like(value) if needs_gradient(value) else value
-
+    signals = [x for x in tensors_of((call.args, call.kwargs)) if needs_gradient(x)]
     with torch.no_grad():
-        return call.function(*map(zeroed, call.args), **{key: zeroed(value) for key, value in call.kwargs.items()})
+        return call.replaced({id(x): torch.zeros_like(x) for x in signals})
 
 
 def _of_tangent(call: Call) -> Tensor:

@@ -131,9 +131,9 @@ class InputPassingRule:
         result = call.original() if result is NotImplemented else result
         if call.operation not in _RESCALINGS:
             with torch.no_grad():
-                ones = _parts(_again(call, present))
-                zeros = _parts(_again(call, {key: torch.zeros_like(x) for key, x in present.items()}))
-            self._mark(call, result, _again(call, sources), [a != b for a, b in zip(ones, zeros, strict=True)])
+                ones = _parts(call.replaced(present))
+                zeros = _parts(call.replaced({key: torch.zeros_like(x) for key, x in present.items()}))
+            self._mark(call, result, call.replaced(sources), [a != b for a, b in zip(ones, zeros, strict=True)])
         elif len(signals) == 1 and result.shape == signals[0].shape:
             self._mark(call, result, marks[0].source, [*present.values()])
         return result
@@ -142,17 +142,6 @@ class InputPassingRule:
         for part, source, where in zip(_parts(result), _parts(moved), present, strict=True):
             if needs_gradient(source):
                 call.run.marks[part] = InputMark("input", source, where.to(source.dtype))
-
-
-def _again(call: Call, changes: dict[int, Any]) -> Any:
-    """The call with some of its tensors (by id) replaced."""
-
-    def swap(value: Any) -> Any:
-        if isinstance(value, (tuple, list)) and any(isinstance(item, Tensor) for item in value):
-            return type(value)(swap(item) for item in value)
-        return changes.get(id(value), value)
-
-    return call.function(*(swap(value) for value in call.args), **call.kwargs)
 
 
 def _parts(value: Any) -> list[Tensor]:

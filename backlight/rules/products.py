@@ -24,22 +24,11 @@ def halved(x: Tensor, call: Call) -> Tensor:
     return replace_adjoint(x, alias, lambda z, y, cotangent: cotangent / 2, "", call.run.phase)
 
 
-def _with_factors(call: Call, change: dict[int, Tensor]) -> Any:
-    """The call with some of its tensors (by id) replaced."""
-
-    def swap(value: Any) -> Any:
-        if isinstance(value, (tuple, list)):
-            return type(value)(swap(item) for item in value)
-        return change.get(id(value), value)
-
-    return call.function(*(swap(v) for v in call.args), **{key: swap(v) for key, v in call.kwargs.items()})
-
-
 def _weighed_by(call: Call, weights: Tensor, softer: Tensor, signal: Tensor) -> Any:
     """weights times signal, whose backward pass meets the softer weights (Semantic Pullbacks, equation 17)."""
 
     def product(z: Tensor, weights: Tensor, softer: Tensor) -> Any:
-        return _with_factors(call, {id(original): weights, id(signal): z})
+        return call.replaced({id(original): weights, id(signal): z})
 
     def vjp(z: Tensor, y: Any, cotangent: Tensor, weights: Tensor, softer: Tensor) -> Tensor:
         again = torch.is_grad_enabled()
@@ -81,16 +70,16 @@ class ProductRule:
             source = marks[weights].source
             if marks[weights].kind == "weights" and source is not None:
                 return _weighed_by(call, weights, source, signal)
-            return _with_factors(call, {id(weights): call.hold(weights)})
+            return call.replaced({id(weights): call.hold(weights)})
         if len(signals) > 2:
             return NotImplemented
-        return _with_factors(call, {id(value): halved(value, call) for value in signals})
+        return call.replaced({id(value): halved(value, call) for value in signals})
 
     def _silu(self, call: Call, z: Tensor, gate: Tensor) -> Any:
         silu = self.gates.product("silu", (), call.run.samples)
 
         def product(z: Tensor, weight: Tensor) -> Any:
-            return _with_factors(call, {id(gate): weight, id(signal): z})
+            return call.replaced({id(gate): weight, id(signal): z})
 
         signal = z
         return replace_adjoint(
@@ -121,7 +110,7 @@ class QuotientRule:
             if needs_gradient(numerator):
                 call.run.pass_mark(call, numerator, result)
             return result
-        return _with_factors(call, {id(denominator): call.hold(denominator)})
+        return call.replaced({id(denominator): call.hold(denominator)})
 
 
 @dataclass(frozen=True)
@@ -172,5 +161,5 @@ class CentreRule:
             return NotImplemented
         if call.run.marks[other].source is not call.input:
             return NotImplemented
-        result = _with_factors(call, {id(other): call.hold(other)})
+        result = call.replaced({id(other): call.hold(other)})
         return call.run.bias(result, lambda: -other.detach())

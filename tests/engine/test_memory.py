@@ -9,9 +9,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backlight.engine import attribute, running
+from backlight.engine import attribute, checkpointed, running
 from backlight.methods import method
 from backlight.rules import RULE_SETS, rule_set
+
+
+class Gated(nn.Module):
+    """A SiLU of its own times another branch, and that divided by its own length, as language models have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.gate(x)
+        mixed = self.down(z * torch.sigmoid(z) * self.up(x))
+        return x + mixed * torch.rsqrt(mixed.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def gated() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.GELU(), Gated(), Gated(), nn.Linear(4, 4)).eval()
 
 
 def net() -> nn.Module:
@@ -45,6 +62,28 @@ def test_hidden_tensors_die_with_the_explanation(rules: str, backward: bool) -> 
         for hook in hooks:
             hook.remove()
     assert len(seen) == 9
+    assert alive == []
+
+
+@pytest.mark.parametrize("blocks", [(), ("2", "3")], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("rules", [name for name in RULE_SETS if name != "srd"])
+def test_what_gates_and_products_hold_dies_too(rules: str, blocks: tuple[str, ...]) -> None:
+    model, seen = gated(), []
+
+    def watch(module: nn.Module, args: object, output: Tensor) -> None:
+        seen.append(weakref.ref(output))
+
+    for layer in model.modules():
+        layer.register_forward_hook(watch)
+    gc.collect()
+    gc.disable()
+    try:
+        with checkpointed(model, blocks):
+            attribute(model, torch.randn(2, 5, 3), lambda outputs: outputs[:, 2, 1], rules=rule_set(rules))
+        alive = [reference() for reference in seen if reference() is not None]
+    finally:
+        gc.enable()
+    assert len(seen) >= 10
     assert alive == []
 
 
