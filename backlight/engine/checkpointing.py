@@ -39,15 +39,15 @@ def checkpointed(model: nn.Module, layers: str | Iterable[str]) -> Iterator[None
         InputError, in an explanation: one that will be differentiated itself, counts the share of the biases, reads
             `@features`, or has rules that need the whole pass (SRD, FullGrad).
         SiteError, in an explanation: a target that reads inside one of the modules.
-        ModelError, in an explanation: a module that gives a gate, a mean or weights to those behind it.
+        ModelError, in an explanation: a module that gives a gate, a mean or weights to those behind it; other hooks on
+            it that would act twice.
     """
     modules = dict(model.named_modules())
     with ExitStack() as stack:
-        for name in (layers,) if isinstance(layers, str) else tuple(layers):
+        for name in dict.fromkeys((layers,) if isinstance(layers, str) else layers):
             if not name or name not in modules:
                 raise UnknownNameError("layer", name, [one for one in modules if one])
-            stack.callback(modules[name].register_forward_pre_hook(_enter, with_kwargs=True).remove)
-            stack.callback(modules[name].register_forward_hook(_leave, always_call=True).remove)
+            stack.callback(_Bracket(modules[name]).remove)
         yield
 
 
@@ -61,16 +61,44 @@ def _again() -> list[nn.Module]:
     return _local.again
 
 
-def _enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-    run = current_run()
-    if run is None or not torch.is_grad_enabled() or any(one is module for one in _again()):
-        return None
-    _check(run)
-    with torch._C.DisableTorchFunction():
-        call = run.present(args), {key: run.present(value) for key, value in kwargs.items()}
-        run.checkpoints.append(_Checkpoint.of(run, module, call))
-        torch.set_grad_enabled(False)
-        return mapped(call, Tensor, lambda x: x.detach().clone() if x.requires_grad else x)
+class _Bracket:
+    """The hooks on a module between which is what will be computed again."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._before = module.register_forward_pre_hook(self._enter, with_kwargs=True)
+        self._after = module.register_forward_hook(self._leave, always_call=True)
+
+    def remove(self) -> None:
+        self._before.remove()
+        self._after.remove()
+
+    def check(self) -> None:
+        """Raise `ModelError` where hooks stand outside the bracket: calling the module again would call them too."""
+        first, last = next(iter(self.module._forward_pre_hooks)), next(reversed(self.module._forward_hooks))
+        if (first, last) != (self._before.id, self._after.id):
+            raise ModelError(
+                f"other hooks on a checkpointed {type(self.module).__name__} would act twice: edit outputs outside of "
+                "checkpointed(), inputs inside, or leave that module out"
+            )
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        run = current_run()
+        if run is None or not torch.is_grad_enabled() or any(one is module for one in _again()):
+            return None
+        _check(run)
+        with torch._C.DisableTorchFunction():
+            call = run.present(args), {key: run.present(value) for key, value in kwargs.items()}
+            run.checkpoints.append(_Checkpoint.of(run, self, call))
+            torch.set_grad_enabled(False)
+            return mapped(call, Tensor, lambda x: x.detach().clone() if x.requires_grad else x)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        run = current_run()
+        if run is None or not run.checkpoints or run.checkpoints[-1].bracket is not self:
+            return None
+        torch.set_grad_enabled(True)
+        return run.checkpoints.pop().attached(output)
 
 
 def _check(run: Run) -> None:
@@ -85,14 +113,6 @@ def _check(run: Run) -> None:
         raise InputError(f"an explanation that {words} cannot have checkpointed modules")
 
 
-def _leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    run = current_run()
-    if run is None or not run.checkpoints or run.checkpoints[-1].module is not module:
-        return None
-    torch.set_grad_enabled(True)
-    return run.checkpoints.pop().attached(output)
-
-
 @dataclass(frozen=True)
 class _Place:
     """Stands for a tensor that autograd holds."""
@@ -105,7 +125,7 @@ class _Checkpoint:
     """One call of a module. `inputs`: what it was called with and is differentiated in; they go when it is done."""
 
     run: Run
-    module: nn.Module
+    bracket: _Bracket
     call: Any
     inputs: list[Tensor]
     marks: list[Mark | None]
@@ -113,7 +133,7 @@ class _Checkpoint:
     sites: tuple[str, ...] = field(default=(), init=False)
 
     @classmethod
-    def of(cls, run: Run, module: nn.Module, call: Any) -> _Checkpoint:
+    def of(cls, run: Run, bracket: _Bracket, call: Any) -> _Checkpoint:
         inputs: list[Tensor] = []
 
         def place(x: Tensor) -> Any:
@@ -126,13 +146,13 @@ class _Checkpoint:
         marks = [run.marks.get(x) for x in inputs]
         for mark in marks:
             if mark is not None and mark.kind != "input":
-                raise _cuts_through(module, mark)
+                raise _cuts_through(bracket.module, mark)
         marks = [None if m is None else replace(m, source=_detached(m, x)) for m, x in zip(marks, inputs, strict=True)]
         kind = inputs[0].device.type if inputs else None
         autocast = None
         if kind is not None and torch.amp.is_autocast_available(kind):
             autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        return cls(run, module, held, inputs, marks, autocast)
+        return cls(run, bracket, held, inputs, marks, autocast)
 
     def attached(self, output: Any) -> Any:
         """The output, in the graph."""
@@ -151,6 +171,7 @@ class _Checkpoint:
 
     def cotangents(self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
         """Of the inputs, and of what was captured inside: from one more forward pass under the same rules."""
+        self.bracket.check()
         run = self.run
         leaves = [x.detach().requires_grad_() for x in inputs]
         args, kwargs = mapped(self.call, _Place, lambda place: leaves[place.number])
@@ -169,7 +190,7 @@ class _Checkpoint:
                 results = self._computed(args, kwargs)
             for x in results:
                 if x in again.marks:
-                    raise _cuts_through(self.module, again.marks[x])
+                    raise _cuts_through(self.bracket.module, again.marks[x])
         pairs = [(y, c) for y, c in zip(results, cotangents, strict=True) if c is not None and y.requires_grad]
         wanted = [*leaves, *(store[site] for site in self.sites)]
         found: tuple[Any, ...] = (None,) * len(wanted)
@@ -179,9 +200,9 @@ class _Checkpoint:
         return found
 
     def _computed(self, args: Any, kwargs: Any) -> list[Tensor]:
-        _again().append(self.module)
+        _again().append(self.bracket.module)
         try:
-            return _results(self.module(*args, **kwargs))
+            return _results(self.bracket.module(*args, **kwargs))
         finally:
             _again().pop()
 

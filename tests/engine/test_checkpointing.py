@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backlight.contributions import contribute
-from backlight.engine import Coverage, Unit, attribute, checkpointed, edited, running
+from backlight.engine import Coverage, Unit, attribute, checkpointed, edited, patched, running
 from backlight.errors import InputError, ModelError, SiteError, UncoveredOperationError, UnknownNameError
 from backlight.methods import method
 from backlight.rules import attn_lrp, soft_pullback
@@ -189,6 +189,26 @@ def test_a_block_that_is_called_twice_is_computed_again_twice(x: Tensor) -> None
             assert torch.allclose(found.values[site], value, rtol=1e-12), site
         with pytest.raises(SiteError, match="numbers a call"):
             attribute(tower, x, 2, sites="blocks.0.out#1")
+
+
+def test_edits_of_blocks_act_once_or_are_refused(tower: Tower, x: Tensor) -> None:
+    def double(value: Tensor) -> Tensor:
+        return 2 * value
+
+    for site in ("blocks.1", "blocks.1:input", "blocks.1.norm"):
+        with patched(tower, {site: double}):
+            plain = attribute(tower, x, 2).value
+        outside = site != "blocks.1:input"
+        with contextlib.ExitStack() as stack:
+            for context in (patched(tower, {site: double}), checkpointed(tower, BLOCKS))[:: 1 if outside else -1]:
+                stack.enter_context(context)
+            assert torch.allclose(attribute(tower, x, 2).value, plain, rtol=1e-12), site
+        if site != "blocks.1.norm":
+            with contextlib.ExitStack() as stack:
+                for context in (patched(tower, {site: double}), checkpointed(tower, BLOCKS))[:: -1 if outside else 1]:
+                    stack.enter_context(context)
+                with pytest.raises(ModelError, match="would act twice"):
+                    attribute(tower, x, 2)
 
 
 def test_the_backward_pass_may_be_in_another_thread(tower: Tower, x: Tensor) -> None:
