@@ -77,13 +77,7 @@ class Target:
 
     def rows(self, rows: Tensor) -> Target:
         """The target of a batch that is made of these samples of the present one, in this order."""
-
-        def taken(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(taken(entry) for entry in value)
-            return value[rows.to(value.device)] if isinstance(value, Tensor) and len(value) > 1 else value
-
-        fields = {name: taken(getattr(self, name)) for name in self.per_sample}
+        fields = {name: _taken(getattr(self, name), rows) for name in self.per_sample}
         return replace(self, **fields) if fields else self  # type: ignore[type-var]
 
     def fixed(self, outputs: Any) -> Target:
@@ -94,6 +88,12 @@ class Target:
     def chooses(self) -> bool:
         """Whether `fixed` has a choice to make."""
         return False
+
+
+def _taken(value: Any, rows: Tensor) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_taken(entry, rows) for entry in value)
+    return value[rows.to(value.device)] if isinstance(value, Tensor) and len(value) > 1 else value
 
 
 def _per_sample(index: Any) -> Any:

@@ -87,6 +87,26 @@ def test_what_gates_and_products_hold_dies_too(rules: str, blocks: tuple[str, ..
     assert alive == []
 
 
+def living() -> int:
+    return sum(isinstance(one, Tensor) and not isinstance(one, nn.Parameter) for one in gc.get_objects())
+
+
+@pytest.mark.parametrize(
+    "name", ["IntegratedGradients", "SoftPullback", "PullbackAscent", "GradCAM", "FullGrad", "LRP"]
+)
+def test_no_tensor_outlives_a_method(name: str) -> None:
+    model, x = net(), torch.randn(2, 3, 12, 12)
+    method(name)(model).attribute(x, 1)  # what is made once stays
+    gc.collect()
+    gc.disable()
+    try:
+        before = living()
+        method(name)(model).attribute(x, torch.tensor([1, 2]))
+        assert living() == before
+    finally:
+        gc.enable()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["Saliency", "SoftPullback", "ExcitationPullback", "SmoothGrad", "FusionGrad"])
 def test_a_gpu_gives_the_numbers_of_the_cpu(name: str) -> None:
