@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -32,7 +33,7 @@ class Precision(StrEnum):
 
 
 def explain_text(
-    text: Annotated[str, typer.Argument(help="The text; of an encoder, with its mask.")],
+    text: Annotated[str, typer.Argument(help="The text; of an encoder, with its mask; - reads it from stdin.")],
     model: Annotated[
         str, typer.Option("--model", "-m", metavar="M", help="ORG/NAME of Hugging Face, a folder, or a llama2.c .bin.")
     ],
@@ -79,6 +80,7 @@ def explain_text(
     from backlight.text import text_contributions
     from backlight.viz.text_figures import coloured_text, contributions_figure, text_page, visible
 
+    text = sys.stdin.read() if text == "-" else text
     folder = output_folder(out)
     chosen = by_name(method).__name__
     settings = _settings(chosen, set or [], baseline)

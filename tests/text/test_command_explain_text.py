@@ -57,6 +57,13 @@ def test_the_files_hold_what_the_api_gives(folder: Path, tmp_path: Path) -> None
     assert "data:image/png" in (tmp_path / "explanation.html").read_text(encoding="utf-8")
 
 
+def test_a_text_is_read_from_stdin(folder: Path, tmp_path: Path) -> None:
+    given = ["explain-text", "-", "-m", str(folder), "--algorithm", "none", "--out", str(tmp_path), "--json"]
+    done = CliRunner().invoke(app, given, input="w3 w9\nw4\n")
+    assert done.exit_code == 0, done.output
+    assert [one["token"].strip() for one in json.loads(done.stdout)["tokens"]] == ["w3", "w9", "w4"]
+
+
 def test_a_method_has_its_settings_and_a_path_its_beginning(folder: Path, tmp_path: Path) -> None:
     done = run("w3 w9", "-m", folder, "--method", "integrated-gradients", "--set", "n_steps=7", "--baseline", "w2",
                "--algorithm", "none", "--out", tmp_path, "--json")  # fmt: skip
