@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Out, Random, Weights
+from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Out, Random, Weights, check_picture
 
 
 class Method(StrEnum):
@@ -62,10 +62,8 @@ def attack(
     from backlight.cli import console
     from backlight.cli.networks import described, open_network
     from backlight.cli.outputs import output_folder
-    from backlight.errors import ImageError
 
-    if image.is_dir():
-        raise ImageError(f"cannot read {str(image)!r}: it is a folder; one picture is attacked at a time")
+    check_picture(image, "one picture is attacked at a time")
     folder = output_folder(out)
     network = open_network(model, weights, random_weights, classes, device)
     unit = 255.0 if norm is Norm.linf else 1.0

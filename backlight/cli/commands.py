@@ -38,10 +38,11 @@ from backlight.cli.options import (
     Random,
     Temperature,
     Weights,
+    check_picture,
 )
 from backlight.cli.report import report
 from backlight.cli.retina import retina
-from backlight.errors import BacklightError, ImageError
+from backlight.errors import BacklightError
 
 
 class Commands(TyperGroup):
@@ -170,8 +171,7 @@ def counterfactual(
     method = Counterfactual(
         network.front, n_steps=steps, step=step, radius=radius, along=along.value, temperature=softness
     )
-    if Path(image).is_dir():
-        raise ImageError(f"cannot read {image!r}: it is a folder; a counterfactual is made of one picture")
+    check_picture(Path(image), "a counterfactual is made of one picture")
     record = make_counterfactual(network, method, Path(image), target, folder, format.value)
     console.say(f"{image}: {described(record['target'])} after {steps} steps -> {record['figure']}")
     if json:
@@ -210,8 +210,7 @@ def segment(
     network = open_network(model, weights, random_weights, classes, device)
     chosen = one_method(method, set or [], network.front, temperature)
     index = None if target is None else network.class_index(target)
-    if Path(image).is_dir():
-        raise ImageError(f"cannot read {image!r}: it is a folder; one picture is cut at a time")
+    check_picture(Path(image), "one picture is cut at a time")
     cut = {"foreground": foreground, "background": background, "reduce": reduce and reduce.value}
     cut |= {"fixed_seeds": fixed_seeds, "n_iterations": cuts}
     record = make_segmentation(network, chosen, Path(image), index, cut, folder, format.value)

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+LINE_EVERY = 60.0  # seconds between lines of news where there is no terminal for a bar
+
 
 def messages() -> Console:
     """The console on stderr, made anew: tests and notebooks exchange the stream."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backlight.cli import console
+from backlight.cli.console import LINE_EVERY
 from backlight.cli.options import Classes, Device, Format, Json, Kind, OnDevice, Out, Random, Weights
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from backlight.contributions.decomposed import Decomposed
 
 
-LINE_EVERY = 60.0  # seconds between lines of news where there is no terminal for a bar
 SPLITS = {"held out": "others", "halves": "others, all of which were fitted", "none": "the same"}
 
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backlight.cli.console import LINE_EVERY
 from backlight.cli.options import Device, Json, OnDevice
 
 if TYPE_CHECKING:
     from backlight.contributions.decomposed import Decomposed
     from backlight.decompositions import Decomposition, Epoch
-
-LINE_EVERY = 60.0  # seconds between lines of news where there is no terminal for a bar
 
 
 def decompose(

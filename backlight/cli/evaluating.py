@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from backlight.cli.console import messages, print_json, report_error, say
+from backlight.cli.console import LINE_EVERY, messages, print_json, report_error, say
 from backlight.cli.networks import Network
 from backlight.cli.outputs import output_folder
 from backlight.cli.settings import parse_setting, parse_typed, split
@@ -32,7 +32,6 @@ from backlight.metrics import METRICS, Metric, metric
 from backlight.metrics.controls import is_control
 
 PRESET = "pullbacks"
-LINE_EVERY = 60.0  # seconds between lines of news where there is no terminal for a bar
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from backlight.cli.options import Device, Format, Json, Kind, OnDevice, Out
 
 if TYPE_CHECKING:
     from backlight.models.language_models import LanguageModel
+    from backlight.text import TextContributions
 
 
 class Readout(StrEnum):
@@ -71,14 +72,13 @@ def explain_text(
     from rich.console import Console
 
     from backlight.cli import console
-    from backlight.cli.outputs import output_folder, write_figure
+    from backlight.cli.outputs import output_folder
     from backlight.contributions import default_sites
     from backlight.engine import checkpointed
-    from backlight.evaluation.journal import write_text
     from backlight.methods import method as by_name
     from backlight.text import explain_text as explain
     from backlight.text import text_contributions
-    from backlight.viz.text_figures import coloured_text, contributions_figure, text_page, visible
+    from backlight.viz.text_figures import coloured_text, text_page, visible
 
     text = sys.stdin.read() if text == "-" else text
     folder = output_folder(out)
@@ -97,12 +97,8 @@ def explain_text(
         **found.record(),
         "contributions": None if shown is None else shown.record(),
     }
-    files = [folder / "explanation.html", folder / "explanation.json"]
-    write_text(files[0], text_page(found, shown, title=f"{language.name}: {found.asked}, {found.method}"))
-    write_text(files[1], _json(record))
-    if shown is not None:
-        files.append(folder / f"contributions.{format.value}")
-        write_figure(files[-1], contributions_figure(shown), format.value)
+    page = text_page(found, shown, title=f"{language.name}: {found.asked}, {found.method}")
+    files = _written(folder, page, record, shown, format.value)
     if json:
         console.print_json({**record, "files": [*map(str, files)]})
     else:
@@ -110,6 +106,23 @@ def explain_text(
     best = ", ".join(f"{visible(token)!r} {100 * share:.1f} %" for token, share in found.predicted[:3])
     console.say(f"{found.asked}: {found.score:.4g}; likeliest {best}")
     console.say("-> " + ", ".join(map(str, files)))
+
+
+def _written(
+    folder: Path, page: str, record: dict[str, Any], contributions: TextContributions | None, kind: str
+) -> list[Path]:
+    """The files: the page, the record and, where there are contributions, their figure."""
+    from backlight.cli.outputs import write_figure
+    from backlight.evaluation.journal import write_text
+    from backlight.viz.text_figures import contributions_figure
+
+    files = [folder / "explanation.html", folder / "explanation.json"]
+    write_text(files[0], page)
+    write_text(files[1], _json(record))
+    if contributions is not None:
+        files.append(folder / f"contributions.{kind}")
+        write_figure(files[-1], contributions_figure(contributions), kind)
+    return files
 
 
 def _open(model: str, tokenizer: Path | None, encoder: bool, device: Device, dtype: Precision) -> LanguageModel:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backlight.cli import console
+from backlight.cli.console import LINE_EVERY
 from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Random, Weights
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from backlight.contributions.algorithms import Algorithm
     from backlight.store import Progress, Store
-
-LINE_EVERY = 60.0  # seconds between lines of news where there is no terminal for a bar
 
 
 class SiteKind(StrEnum):

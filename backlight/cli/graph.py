@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backlight.cli.graph_diagnosis import diagnose
-from backlight.cli.graph_options import Coder, CoderSettings, Dictionaries, Picture, check_picture, coding
+from backlight.cli.graph_options import Coder, CoderSettings, Dictionaries, Picture, coding
 from backlight.cli.graph_validation import validate
-from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Random, Weights
+from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Random, Weights, check_picture
 
 if TYPE_CHECKING:
     from rich.table import Table

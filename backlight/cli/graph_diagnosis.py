@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from backlight.cli.graph_options import Coder, CoderSettings, Dictionaries, Picture, check_picture, coding
-from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Random, Weights
+from backlight.cli.graph_options import Coder, CoderSettings, Dictionaries, Picture, coding
+from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Random, Weights, check_picture
 
 
 def diagnose(

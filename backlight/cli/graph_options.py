@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from backlight.errors import ImageError, InputError
+from backlight.errors import InputError
 
 Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture file.")]
 Dictionaries = Annotated[
@@ -18,12 +18,6 @@ Coder = Annotated[
     str | None, typer.Option(help="Lasso, OMP, ...: how the picture is coded [default: as the dictionary does].")
 ]
 CoderSettings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the coder.")]
-
-
-def check_picture(path: Path, why: str) -> None:
-    """Raise `ImageError` for a folder."""
-    if path.is_dir():
-        raise ImageError(f"cannot read {str(path)!r}: it is a folder; {why}")
 
 
 def coding(coder: str | None, given: list[str] | None) -> dict[str, Any]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from backlight.cli.graph_options import Coder, CoderSettings, Dictionaries, Picture, check_picture, coding
-from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Random, Weights
+from backlight.cli.graph_options import Coder, CoderSettings, Picture, coding
+from backlight.cli.options import Classes, Device, Json, Model, OnDevice, Random, Weights, check_picture
 
 SHOWN = (("insertion max", True), ("deletion max", False), ("spearman", True))
 
 
 def validate(
     image: Picture,
-    concepts: Dictionaries,
+    concepts: Annotated[
+        list[Path],
+        typer.Option("--concepts", "-c", metavar="DIR", help="Of `concepts fit`, two layers or more; repeat."),
+    ],
     model: Model = "efficientnet_lite0",
     operator: Annotated[
         list[str] | None, typer.Option("--operator", help="An attribution; repeat, or A,B [default: all].")

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what is asked of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from backlight.errors import ImageError
 
 
 class Kind(StrEnum):
@@ -36,3 +38,9 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 Temperature = Annotated[
     str | None, typer.Option(help="paper, relative, relative:C, excitation, a number, or JSON by operation or layer.")
 ]
+
+
+def check_picture(path: Path, why: str) -> None:
+    """Raise `ImageError` for a folder."""
+    if path.is_dir():
+        raise ImageError(f"cannot read {str(path)!r}: it is a folder; {why}")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from backlight.cli.console import LINE_EVERY
 from backlight.cli.options import Device, Format, Json, Kind, OnDevice
 
 retina = typer.Typer(
@@ -18,7 +19,6 @@ retina = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-LINE_EVERY = 60.0  # seconds
 METHOD = "ThresholdSAE:retina_revived"  # that of `analyse_retina`, which is imported on use
 
 Recorded = Annotated[Path, typer.Argument(metavar="RECORDING", help="A file of `retina simulate`, or one like it.")]
@@ -170,15 +170,22 @@ def analyse(
     types = found.types(seed=seed)
     records = [one.record() | ({"types": types[site].record()} if types else {}) for site, one in found.sites.items()]
     for one in records:
-        r2 = "-" if one["r2_held_out_movie"] is None else f"{one['r2_held_out_movie']:.3f}"
-        told = f", adjusted Rand index with the types {one['types']['index']:.2f}" if types else ""
-        say(f"{one['site']}: {one['alive']} of {one['modes']} modes on, {one['l0']:.3g} a frame, "
-            f"R2 {r2} on the held-out movie, {len({*one['clusters']})} clusters of cells{told}")  # fmt: skip
+        say(described(one))
         if not one["alive"] and method != METHOD:
             say("no mode is on: the default method revives modes that are off, see docs/retina.md")
     say(f"figure -> {figure}")
     if json:
         print_json({"sites": records, "figure": str(figure)})
+
+
+def described(one: dict[str, Any]) -> str:
+    """The modes of a site in a line, from their record."""
+    r2 = "-" if one["r2_held_out_movie"] is None else f"{one['r2_held_out_movie']:.3f}"
+    told = f", adjusted Rand index with the types {one['types']['index']:.2f}" if "types" in one else ""
+    return (
+        f"{one['site']}: {one['alive']} of {one['modes']} modes on, {one['l0']:.3g} a frame, R2 {r2} on the held-out "
+        f"movie, {len({*one['clusters']})} clusters of cells{told}"
+    )
 
 
 def tell_at_times() -> Callable[[str, Any], None]:

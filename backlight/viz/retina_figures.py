@@ -124,7 +124,7 @@ def _stretch(
     axes.set_title("A   rates (each to its peak; colours: clusters) and loadings of modes", fontsize=9.5, loc="left")
     axes.tick_params(axis="x", labelbottom=False)
     axes.spines[["top", "right"]].set_visible(False)
-    on = _ordered_modes(modes, most=40)
+    on = _ordered_modes(modes, 40, modes.clusters.labels)
     lower = sheet.axes(LEFT, 2.85, WIDTH, 1.75)
     top = max(float(loadings[:, on].abs().max()), 1e-9) if len(on) else 1.0
     drawn = loadings[:, on].T.numpy() if len(on) else np.zeros((1, len(rates)))
@@ -142,12 +142,12 @@ def _stretch(
         one.tick_params(axis="x", labelsize=7)
 
 
-def _ordered_modes(modes: SiteModes, most: int, groups: Int[Tensor, "cells"] | None = None) -> Int[Tensor, "k"]:
+def _ordered_modes(modes: SiteModes, most: int, groups: Int[Tensor, "cells"]) -> Int[Tensor, "k"]:
     """The modes that are on most often, in the order of the cell that they go with; `groups`: of the cells."""
     alive = modes.alive
     often = (modes.loadings[:, alive] != 0).double().mean(0)
     kept = alive[often.argsort(descending=True, stable=True)[:most]]
-    rank = torch.argsort(torch.argsort(modes.clusters.labels if groups is None else groups, stable=True))
+    rank = torch.argsort(torch.argsort(groups, stable=True))
     first = modes.association[:, kept].argmax(0)
     return kept[torch.argsort(rank[first], stable=True)]
 
@@ -164,7 +164,7 @@ def _association(
 ) -> None:
     """Cells, in the order of their clusters, against modes. `groups`: the clusters, numbered as in the other panels."""
     rows = torch.argsort(groups, stable=True)
-    kept = _ordered_modes(modes, most=60, groups=groups)
+    kept = _ordered_modes(modes, 60, groups)
     axes = sheet.axes(left, top, width, height)
     values = modes.association[rows][:, kept].numpy()
     values = values if values.size else np.zeros((len(rows), 1))  # no mode is on

@@ -170,12 +170,12 @@ def evaluation(found: Evaluation) -> Markup:
 
 def explained_text(found: ExplainedText) -> Markup:
     """The tokens coloured by their relevance, and what the model says next."""
-    from backlight.viz.text_figures import ink, token_colours, visible
+    from backlight.viz.text_figures import token_colours, token_style, visible
 
     spans = []
     values = found.relevance.tolist()
     for token, value, colour in zip(found.tokens, values, token_colours(found.relevance), strict=True):
-        style = f"background:#{bytes(colour).hex()};color:{ink(colour)};padding:.1em 0"
+        style = f"{token_style(colour)};padding:.1em 0"
         spans.append(tag("span", visible(token), style=style, title=number(value, 4)))
     likeliest = table(("next", "probability"), [(visible(one), number(share, 3)) for one, share in found.predicted])
     missed = "" if found.residual is None else f", completeness residual {number(found.residual, 2)}"

@@ -70,6 +70,11 @@ def visible(token: str) -> str:
     return "".join(SIGNS.get(one, one if one.isprintable() else "�") for one in token)
 
 
+def token_style(colour: Colour) -> str:
+    """A token's background and ink, as CSS."""
+    return f"background:#{bytes(colour).hex()};color:{ink(colour)}"
+
+
 def coloured_text(found: ExplainedText) -> Text:
     """The tokens for Rich, coloured by relevance. Raises `MissingExtraError`: rich is not installed."""
     try:
@@ -92,7 +97,7 @@ def text_page(found: ExplainedText, contributions: TextContributions | None = No
     heading = html.escape(visible(title or f"{found.asked}, {found.method}"))
     largest = float(found.relevance.abs().max())
     ends = "".join(
-        f'<span style="background:#{bytes(colour).hex()};color:{ink(colour)}">{label}</span>'
+        f'<span style="{token_style(colour)}">{label}</span>'
         for colour, label in ((AGAINST, f"−{largest:.2g}"), ((255, 255, 255), "0"), (FOR, f"+{largest:.2g}"))
     )
     missing = "" if found.residual is None else f", not distributed {found.residual:.3g}"
@@ -125,8 +130,7 @@ def _spans(found: ExplainedText) -> str:
     for token, value, colour in zip(
         found.tokens, found.relevance.tolist(), token_colours(found.relevance), strict=True
     ):
-        style = f"background:#{bytes(colour).hex()};color:{ink(colour)}"
-        spans.append(f'<span style="{style}" title="{value:.4g}">{html.escape(visible(token))}</span>')
+        spans.append(f'<span style="{token_style(colour)}" title="{value:.4g}">{html.escape(visible(token))}</span>')
         if "\n" in token:
             spans.append("<br>")
     return "".join(spans)

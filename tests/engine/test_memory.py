@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,6 +14,17 @@ from torch import Tensor, nn
 from backlight.engine import attribute, checkpointed, running
 from backlight.methods import method
 from backlight.rules import RULE_SETS, rule_set
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """What goes here goes by itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Gated(nn.Module):
@@ -52,15 +65,11 @@ def test_hidden_tensors_die_with_the_explanation(rules: str, backward: bool) -> 
             model(x.clone().requires_grad_())
 
     hooks = [layer.register_forward_hook(watch) for layer in model]
-    gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         explain()
         alive = [reference() for reference in seen if reference() is not None]
-    finally:
-        gc.enable()
-        for hook in hooks:
-            hook.remove()
+    for hook in hooks:
+        hook.remove()
     assert len(seen) == 9
     assert alive == []
 
@@ -75,14 +84,10 @@ def test_what_gates_and_products_hold_dies_too(rules: str, blocks: tuple[str, ..
 
     for layer in model.modules():
         layer.register_forward_hook(watch)
-    gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         with checkpointed(model, blocks):
             attribute(model, torch.randn(2, 5, 3), lambda outputs: outputs[:, 2, 1], rules=rule_set(rules))
         alive = [reference() for reference in seen if reference() is not None]
-    finally:
-        gc.enable()
     assert len(seen) >= 10
     assert alive == []
 
@@ -97,14 +102,10 @@ def living() -> int:
 def test_no_tensor_outlives_a_method(name: str) -> None:
     model, x = net(), torch.randn(2, 3, 12, 12)
     method(name)(model).attribute(x, 1)  # what is made once stays
-    gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         before = living()
         method(name)(model).attribute(x, torch.tensor([1, 2]))
         assert living() == before
-    finally:
-        gc.enable()
 
 
 @pytest.mark.gpu
